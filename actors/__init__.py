@@ -1,0 +1,1 @@
+"""Thin Ray shells around plain objects: the host, the VM, the cluster."""

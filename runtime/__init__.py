@@ -1,0 +1,1 @@
+"""What a person or a job touches: Python API, command line, configuration, image store."""
