@@ -34,7 +34,7 @@ def config_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """What lives as long as the login does: sockets, locks. The state folder where there is none."""
+    """What lives as long as the login does: sockets, locks; the state folder without a login."""
     return _folder("XDG_RUNTIME_DIR", ".local/state")
 
 

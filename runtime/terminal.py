@@ -30,7 +30,7 @@ ESCAPE = b"\x1d"  # ctrl-]
 READ_BYTES = 4096
 JOIN_S = 10.0
 LEAVE_SCREEN = b"\x1b[0m\x1b[?25h\r\n"  # plain letters, cursor shown, a line of its own
-GUARD_SCRIPT = 'read -r _ <&"$2" || exec stty "$1"'
+GUARD_SCRIPT = 'read -r line || exec stty "$1" <&1'
 
 
 class AttachEnd(StrEnum):
@@ -228,10 +228,11 @@ def _guard(fd: int) -> Iterator[None]:
         yield  # no stty on this machine: nothing left to do about a sudden death
         return
     read_fd, write_fd = os.pipe()
+    # Its input is the pipe, so it finds the terminal at its output.
     guard = subprocess.Popen(
-        ["sh", "-c", GUARD_SCRIPT, "sh", saved.stdout.strip(), str(read_fd)],
-        stdin=fd,
-        pass_fds=(read_fd,),
+        ["sh", "-c", GUARD_SCRIPT, "sh", saved.stdout.strip()],
+        stdin=read_fd,
+        stdout=fd,
         start_new_session=True,
     )
     os.close(read_fd)

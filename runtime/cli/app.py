@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:  # noqa: FBT001 - the callback's signature is Typer's
+def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -118,8 +118,21 @@ def _report(error: BaseException, *, as_json: bool) -> int:
     return status
 
 
+def _ensure_standard_streams() -> None:
+    """Give descriptors 0 to 2 something to be, where the caller closed them.
+
+    Otherwise the next file that is opened takes their place: a guest's memory as our input.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (default: the process's) and give the exit status."""
+    _ensure_standard_streams()
     words = list(sys.argv[1:] if args is None else args)
     options = words[: words.index("--")] if "--" in words else words
     try:
