@@ -1,0 +1,114 @@
+# Rayvisor's tasks. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+# The steps share one .venv and two cores, and a guest's console needs the terminal to itself:
+# with -j they still run one after the other.
+.NOTPARALLEL:
+
+# What may be set on the command line.
+PYTHON :=
+PYTEST_ARGS :=
+SOAK_S := 600
+
+BIN := .venv/bin
+PY := $(BIN)/python
+STEP := .ci/step
+CORE := vmm/core/_native.abi3.so
+CORE_SOURCES := $(wildcard vmm/core/*.c vmm/core/*.h)
+SANITIZED := build/sanitize
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What pyproject.toml says the build needs. In .venv itself, so that `make native` is quick.
+export BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
+
+.PHONY: help
+help: ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12] [PYTEST_ARGS='-k uart'] [SOAK_S=600]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- Setting up -------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: .venv/.installed native ## make .venv, install Rayvisor in it, build the native core
+
+# A stamp, written last: an interrupted installation is done again.
+.venv/.installed: pyproject.toml setup.py
+	@python=$$(.ci/prerequisites $(PYTHON)); \
+	if ! [ -x $(PY) ]; then \
+	    $(STEP) "Creating .venv ($$("$$python" --version))" "$$python" -m venv .venv; \
+	fi
+	@$(STEP) "Installing the build tools into .venv" $(PY) -m pip install -q $$($(PY) -c "$$BUILD_REQUIRES")
+	@$(STEP) "Installing Rayvisor and what it needs into .venv" \
+	    $(PY) -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	@$(STEP) "Installing the development tools into .venv" \
+	    $(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.PHONY: native
+native: $(CORE) ## build the native core in place
+
+# Order only: the installation builds the core too, and its stamp is newer than the core.
+$(CORE): $(CORE_SOURCES) | .venv/.installed
+	@$(STEP) "Building the native core" $(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+.PHONY: image
+image: setup ## build the Debian guest image, unless it is there
+	@$(BIN)/rayvisor image build debian
+
+# --- Showing it -------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: image ## boot Debian to a shell in a VM on a local Ray host (ctrl-] leaves)
+	@$(PY) -m rayvisor demo
+
+# --- Checking it ------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint types pytest ## lint, types and every test
+
+.PHONY: lint
+lint: setup .venv/.dev ## Ruff: rules and format
+	@echo "Checking style (ruff)"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+.PHONY: types
+types: setup .venv/.dev ## mypy, strict
+	@echo "Checking types (mypy)"
+	@$(BIN)/mypy -p rayvisor
+	@$(BIN)/mypy tests
+
+.PHONY: pyright
+pyright: setup .venv/.dev ## the second type checker; fetches Node.js if there is none
+	@$(BIN)/pyright
+
+.PHONY: pytest
+pytest: image .venv/.dev ## the tests alone
+	@echo "Running the tests (pytest)"
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: sanitize
+sanitize: setup .venv/.dev ## the core's tests under AddressSanitizer and UBSan
+	@$(STEP) "Building the native core with sanitizers" \
+	    env RAYVISOR_SANITIZE=1 $(PY) setup.py -q build \
+	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/obj
+	@echo "Running the core's tests under the sanitizers"
+	@env PYTHONPATH=$(SANITIZED)/lib PYTHONMALLOC=malloc \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    $(PY) -m pytest -p no:cacheprovider tests/core $(PYTEST_ARGS)
+
+# --- Measuring it -----------------------------------------------------------------------------
+
+.PHONY: clean
+clean: ## remove what was built, but neither .venv nor the guest images
+	rm -rf build dist *.egg-info vmm/core/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
