@@ -126,6 +126,23 @@ class GuestRam:
         source = memoryview(data).cast("B")
         self.view(gpa, source.nbytes)[:] = source
 
+    def zero(self, gpa: int, count: int) -> None:
+        """Make `count` bytes at `gpa` read as zero; whole pages go back to the host.
+
+        Raises:
+            ValueError: part of it is not in RAM, or the RAM is closed.
+        """
+        target = self.view(gpa, count)
+        first = min(-gpa % PAGE_BYTES, count)
+        last = count - (gpa + count) % PAGE_BYTES
+        if last <= first:
+            target[:] = bytes(count)
+            return
+        target[:first] = bytes(first)
+        target[last:] = bytes(count - last)
+        # Punches a hole in the file: reading zeros back allocates nothing until it is used.
+        self._mapping.madvise(mmap.MADV_REMOVE, file_offset(gpa) + first, last - first)
+
     def close(self) -> None:
         """Give the memory back. Harmless when done twice.
 
