@@ -34,6 +34,7 @@ help: ## list the targets
 
 .PHONY: setup
 setup: .venv/.installed native ## make .venv, install Rayvisor in it, build the native core
+	@echo "Rayvisor is set up: $(BIN)/rayvisor --help"
 
 # A stamp, written last: an interrupted installation is done again.
 .venv/.installed: pyproject.toml setup.py
@@ -60,7 +61,7 @@ $(CORE): $(CORE_SOURCES) | .venv/.installed
 	@touch $@
 
 .PHONY: image
-image: setup ## build the Debian guest image, unless it is there
+image: native ## build the Debian guest image, unless it is there
 	@$(BIN)/rayvisor image build debian
 
 # --- Showing it -------------------------------------------------------------------------------
@@ -75,19 +76,19 @@ demo: image ## boot Debian to a shell in a VM on a local Ray host (ctrl-] leaves
 test: lint types pytest ## lint, types and every test
 
 .PHONY: lint
-lint: setup .venv/.dev ## Ruff: rules and format
+lint: native .venv/.dev ## Ruff: rules and format
 	@echo "Checking style (ruff)"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
 .PHONY: types
-types: setup .venv/.dev ## mypy, strict
+types: native .venv/.dev ## mypy, strict
 	@echo "Checking types (mypy)"
 	@$(BIN)/mypy -p rayvisor
 	@$(BIN)/mypy tests
 
 .PHONY: pyright
-pyright: setup .venv/.dev ## the second type checker; fetches Node.js if there is none
+pyright: native .venv/.dev ## the second type checker; fetches Node.js if there is none
 	@$(BIN)/pyright
 
 .PHONY: pytest
@@ -96,7 +97,7 @@ pytest: image .venv/.dev ## the tests alone
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: sanitize
-sanitize: setup .venv/.dev ## the core's tests under AddressSanitizer and UBSan
+sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	@$(STEP) "Building the native core with sanitizers" \
 	    env RAYVISOR_SANITIZE=1 $(PY) setup.py -q build \
 	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/obj
