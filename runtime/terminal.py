@@ -18,7 +18,7 @@ import termios
 import threading
 import tty
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rayvisor.vmm.errors import RayvisorError
 
@@ -85,10 +85,12 @@ def attach(
     """
     pump = _OutputPump(read, alive, start_offset, poll_s, output_fd)
     interactive = is_interactive(0)
-    with _orderly_signals(), _raw(0) if interactive else contextlib.nullcontext():
+    signals = _Signals()
+    with signals.caught(), _raw(0) if interactive else contextlib.nullcontext():
         try:
             pump.start()
-            end = _feed(pump, send, escape if interactive else b"", eof_ends=eof_ends)
+            escape = escape if interactive else b""
+            end = _feed(pump, signals, send, escape, eof_ends=eof_ends)
         finally:
             pump.stop()
             if interactive and os.isatty(output_fd):
@@ -161,12 +163,19 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _feed(
-    pump: _OutputPump, send: Callable[[bytes], None], escape: bytes, *, eof_ends: bool
+    pump: _OutputPump,
+    signals: _Signals,
+    send: Callable[[bytes], None],
+    escape: bytes,
+    *,
+    eof_ends: bool,
 ) -> AttachEnd:
     """Give the standard input to `send` until the pump ends or the user leaves."""
-    waiting = [pump.done_fd, 0]
+    waiting = [pump.done_fd, signals.fd, 0]
     while True:
         ready, _, _ = select.select(waiting, [], [])
+        if signals.fd in ready:
+            signals.leave()
         if pump.done_fd in ready:
             return AttachEnd.ENDED
         try:
@@ -201,18 +210,21 @@ def _raw(fd: int) -> Iterator[None]:
     with _guard(fd):
         previous = None
         try:
-            tty.setraw(fd, termios.TCSADRAIN)
+            _set_raw(fd)
             if _on_main_thread():
                 # A shell sets its own modes while this process is stopped.
-                previous = signal.signal(
-                    signal.SIGCONT, lambda *_: tty.setraw(fd, termios.TCSADRAIN)
-                )
+                previous = signal.signal(signal.SIGCONT, lambda *_: _set_raw(fd))
             yield
         finally:
             if previous is not None:
                 signal.signal(signal.SIGCONT, previous)
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+
+
+def _set_raw(fd: int) -> None:
+    with contextlib.suppress(termios.error):  # the terminal hung up; reading it will tell
+        tty.setraw(fd, termios.TCSADRAIN)
 
 
 @contextlib.contextmanager
@@ -248,19 +260,38 @@ def _on_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-@contextlib.contextmanager
-def _orderly_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave as SystemExit, so that everything is put back on the way out."""
-    if not _on_main_thread():
-        yield
-        return
+class _Signals:
+    """SIGTERM and SIGHUP as something to wait for, so that they interrupt nothing half-done.
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+    The second one does interrupt, for whoever hangs in a call.
+    """
 
-    previous = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def __init__(self) -> None:
+        self.number = 0
+        self.fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch them; off the main thread, where Python allows no handlers, do nothing."""
+        previous = {}
+        try:
+            if _on_main_thread():
+                for number in (signal.SIGTERM, signal.SIGHUP):
+                    previous[number] = signal.signal(number, self._note)
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            os.close(self.fd)
+            os.close(self._write_fd)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            self.leave()
+        self.number = number
+        os.write(self._write_fd, b"!")
+
+    def leave(self) -> NoReturn:
+        """End the process with the status that a shell expects, everything put back on the way."""
+        sys.exit(128 + self.number)

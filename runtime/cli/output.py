@@ -44,10 +44,19 @@ class Step:
     def __init__(self, text: str, say: Callable[[str], None]) -> None:
         self.text = text
         self._say = say
+        self._last = ""
 
-    def __call__(self, detail: str) -> None:
-        """Show `detail` beside the step's text on a terminal, or as a line of its own."""
-        self._say(detail)
+    def __call__(self, detail: str, fraction: float | None = None) -> None:
+        """Show `detail` beside the step's text on a terminal, or as a line of its own.
+
+        Args:
+            detail: What is done now, in a few words.
+            fraction: How much of it is done, 0 to 1, where that is known.
+        """
+        shown = detail if fraction is None else f"{detail} {fraction:.0%}"
+        if shown != self._last:
+            self._last = shown
+            self._say(shown)
 
 
 @contextmanager

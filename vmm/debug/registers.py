@@ -135,8 +135,19 @@ def _conditions(cpu: CpuState) -> str:
     out += ", NMI blocked" if cpu.nmi_blocked else ""
     if cpu.pending_vector < 256:
         name = EXCEPTIONS.get(cpu.pending_vector, f"vector {cpu.pending_vector:#x}")
-        out += f", pending {name} (error {cpu.pending_error:#x})"
+        out += f", pending {name} (error {cpu.pending_error:#x}{_cause(cpu)})"
     return out
+
+
+def _cause(cpu: CpuState) -> str:
+    """A page fault's error code in words (Intel SDM 3A 4.7)."""
+    if cpu.pending_vector != 14:
+        return ""
+    error = cpu.pending_error
+    access = "fetch" if error & 0x10 else "write" if error & 2 else "read"
+    who = "user" if error & 4 else "supervisor"
+    why = "reserved bit" if error & 8 else "protection" if error & 1 else "not present"
+    return f": {who} {access}, {why}"
 
 
 def _segment_line(name: str, segment: Segment, digits: int) -> str:

@@ -1,0 +1,58 @@
+"""A process that attaches its standard streams to an echoing guest. Its words go to a file.
+
+Usage: terminal_child.py LOG [eof-ends] [bad-read]. The guest answers <x> to x, and ends at q.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from rayvisor.runtime.terminal import attach
+from rayvisor.vmm.errors import ClusterError
+
+
+class Guest:
+    """Echoes."""
+
+    def __init__(self) -> None:
+        self.output = b"guest ready\r\n"
+        self.alive = True
+        self.said_more = threading.Condition()
+
+    def send(self, data: bytes) -> None:
+        with self.said_more:
+            self.output += b"<" + data + b">"
+            if b"q" in data:
+                self.output += b"bye"
+                self.alive = False
+            self.said_more.notify()
+
+    def read(self, offset: int, timeout_s: float) -> tuple[int, bytes]:
+        with self.said_more:
+            if offset >= len(self.output):
+                self.said_more.wait(timeout_s)
+            if "bad-read" in sys.argv and b"<" in self.output:
+                raise ClusterError("lost the guest")
+            return offset, self.output[offset:]
+
+
+def main() -> None:
+    guest = Guest()
+    log = Path(sys.argv[1])
+    try:
+        end = attach(
+            guest.read,
+            guest.send,
+            start_offset=0,
+            alive=lambda: guest.alive,
+            eof_ends="eof-ends" in sys.argv,
+        )
+        log.write_text(f"end {end}")
+    except BaseException as error:
+        log.write_text(f"{type(error).__name__} {error}")
+        raise
+
+
+main()
