@@ -7,23 +7,27 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rayvisor.runtime import Cluster, VmSpec
+from typing import TYPE_CHECKING, Final
 
 __all__ = ["Cluster", "VmSpec", "__version__"]
 
 __version__ = "0.1.0"
 
+_HOMES: Final = {"Cluster": "rayvisor.runtime.cluster", "VmSpec": "rayvisor.runtime.api"}
 
-def __getattr__(name: str) -> object:
-    """A public name, imported on first use (PEP 562)."""
-    if name not in {"Cluster", "VmSpec"}:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module("rayvisor.runtime"), name)
-    globals()[name] = value
-    return value
+
+if TYPE_CHECKING:
+    from rayvisor.runtime.api import VmSpec
+    from rayvisor.runtime.cluster import Cluster
+else:  # out of a type checker's sight, which would believe in every name
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported on first use (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
