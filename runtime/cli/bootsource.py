@@ -14,7 +14,7 @@ from rayvisor.vmm.spec import BootSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rayvisor.runtime.images.store import ImageStore
+    from rayvisor.runtime.images import ImageStore
 
 DEFAULT_IMAGE = "debian"
 LINUX_MAGIC = (0x202, b"HdrS")  # Documentation/arch/x86/boot.rst, "header"
@@ -26,18 +26,11 @@ def from_image(name: str, append: str, *, quiet: bool = False) -> BootSource:
     Raises:
         ImageError: no such image, or it cannot be built.
     """
-    from rayvisor.runtime.images.store import ImageStore
+    from rayvisor.runtime.images import ImageStore
 
     store = ImageStore()
     ensure_image(store, name, quiet=quiet)
-    source = store.get(name).boot_source()
-    return BootSource(
-        kernel=source.kernel,
-        initrd=source.initrd,
-        cmdline=_join(source.cmdline, _terminal_size(), append),
-        modules=source.modules,
-        format=source.format,
-    )
+    return store.get(name).boot_source(_join(_terminal_size(), append))
 
 
 def ensure_image(store: ImageStore, name: str, *, quiet: bool = False) -> None:

@@ -41,19 +41,20 @@ def stderr_console() -> Console:
 class Step:
     """A step in progress. Call it with a text to say what is going on inside."""
 
-    def __init__(self, text: str, say: Callable[[str], None]) -> None:
+    def __init__(self, text: str, say: Callable[[str], None], *, percentages: bool = False) -> None:
         self.text = text
         self._say = say
+        self._percentages = percentages
         self._last = ""
 
     def __call__(self, detail: str, fraction: float | None = None) -> None:
         """Show `detail` beside the step's text on a terminal, or as a line of its own.
 
         Args:
-            detail: What is done now, in a few words.
-            fraction: How much of it is done, 0 to 1, where that is known.
+            detail: What is done now, in a few words. Said once, however often it is given.
+            fraction: How much of it is done, 0 to 1, where that is known; shown on a terminal.
         """
-        shown = detail if fraction is None else f"{detail} {fraction:.0%}"
+        shown = f"{detail} {fraction:.0%}" if fraction is not None and self._percentages else detail
         if shown != self._last:
             self._last = shown
             self._say(shown)
@@ -79,7 +80,9 @@ def step(text: str, *, quiet: bool = False) -> Iterator[Step]:
 
     console = stderr_console()
     with console.status(escape(text)) as status:
-        yield Step(text, lambda detail: status.update(escape(f"{text}: {detail}")))
+        yield Step(
+            text, lambda detail: status.update(escape(f"{text}: {detail}")), percentages=True
+        )
     console.print(f"[green]✓[/green] {escape(text)} ({time.monotonic() - begin_s:.1f} s)")
 
 
