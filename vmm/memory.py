@@ -83,6 +83,11 @@ class GuestRam:
         self._memory = memoryview(self._mapping)
         self._ranges = backed_ranges(memory_bytes)
 
+    @property
+    def buffer(self) -> memoryview:
+        """The whole memory file, writable and not copied; see `file_offset`."""
+        return self._memory
+
     def ranges(self) -> tuple[Range, ...]:
         """Every (GPA, bytes) that has RAM behind it, the firmware's 256 KiB included."""
         return self._ranges

@@ -1,0 +1,1 @@
+"""One VM on one machine. Knows no Ray and no network of hosts."""

@@ -1,0 +1,116 @@
+"""The board: the one place where the machine can be read off.
+
+A PC of the year 1999 without ACPI, PCI and APIC: two 8259A, an 8254, a clock, a serial port, a
+keyboard controller, and a debug exit. Chips, addresses and interrupt lines are below and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rayvisor.vmm.clock import MachineClock
+from rayvisor.vmm.core.library import host_tsc_hz, load_engine
+from rayvisor.vmm.core.vcpu import Vcpu
+from rayvisor.vmm.cpuid import cpuid_table
+from rayvisor.vmm.devices.debugexit import DebugExit
+from rayvisor.vmm.devices.i8042 import I8042
+from rayvisor.vmm.devices.i8254 import I8254
+from rayvisor.vmm.devices.i8259 import PicPair
+from rayvisor.vmm.devices.mc146818 import Mc146818, memory_nvram
+from rayvisor.vmm.devices.port61 import Port61
+from rayvisor.vmm.devices.port80 import Port80
+from rayvisor.vmm.devices.port92 import Port92
+from rayvisor.vmm.devices.uart16550 import Uart16550
+from rayvisor.vmm.errors import ConfigError
+from rayvisor.vmm.machine import Machine
+from rayvisor.vmm.memory import GuestRam, file_offset
+
+if TYPE_CHECKING:
+    from rayvisor.vmm.devices.base import ByteSink, Device
+    from rayvisor.vmm.spec import MachineSpec
+
+IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM1, IRQ_CLOCK = 0, 1, 4, 8
+COM1 = 0x3F8
+UART_LCR, UART_MCR = 3, 4
+
+
+def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
+    """A machine as `spec` wants it, switched off; its console's output goes to `console_sink`.
+
+    Raises:
+        ConfigError: the memory or the number of CPUs cannot be had.
+        EngineError: Unicorn is missing or is not the build that the core knows.
+    """
+    if spec.cpus != 1:
+        raise ConfigError(f"{spec.cpus} CPUs: this engine gives a VM exactly one vCPU")
+    load_engine()
+    ram = GuestRam(spec.memory_bytes)
+    regions = [(gpa, count, file_offset(gpa)) for gpa, count in ram.ranges()]
+    vcpu = Vcpu(ram.buffer, regions)
+    vcpu.set_cpuid(cpuid_table(vcpu.engine_cpuid, host_tsc_hz()))
+    clock = MachineClock()
+    machine = Machine(spec, ram, vcpu, clock)
+    low_bytes = sum(count for gpa, count in ram.usable() if gpa < 1 << 32)
+
+    pic = PicPair(vcpu.set_intr)
+    vcpu.set_acknowledge(pic.acknowledge)
+    pit = I8254(clock, (pic.line(IRQ_TIMER), None, None))
+    rtc = Mc146818(
+        clock,
+        pic.line(IRQ_CLOCK),
+        utc_ns=time.time_ns(),
+        nvram=memory_nvram(low_bytes, spec.memory_bytes - low_bytes),
+    )
+    uart = Uart16550(clock, pic.line(IRQ_COM1), console_sink)
+    keyboard = I8042(pic.line(IRQ_KEYBOARD), a20=vcpu.set_a20, reset=machine.reset)
+    port61 = Port61(clock, set_gate2=lambda level: pit.set_gate(2, level), out2=lambda: pit.out(2))
+    port80 = Port80()
+    port92 = Port92(a20=vcpu.set_a20, reset=machine.reset)
+    debug_exit = DebugExit(machine.debug_exit)
+
+    def wire(first: int, count: int, name: str, device: Device, start: int = 0) -> None:
+        machine.devices[name] = device
+        if start == 0:
+            vcpu.map_ports(first, count, device.read, device.write)
+        else:
+            vcpu.map_ports(
+                first,
+                count,
+                lambda offset: device.read(offset + start),
+                lambda offset, value: device.write(offset + start, value),
+            )
+
+    wire(0x20, 2, "pic0", pic.master)
+    wire(0x4D0, 1, "pic0", pic.master, start=2)
+    wire(0xA0, 2, "pic1", pic.slave)
+    wire(0x4D1, 1, "pic1", pic.slave, start=2)
+    wire(0x40, 4, "pit", pit)
+    wire(0x60, 1, "keyboard", keyboard)
+    wire(0x64, 1, "keyboard", keyboard, start=1)
+    wire(0x61, 1, "port61", port61)
+    wire(0x70, 2, "rtc", rtc)
+    wire(0x80, 1, "port80", port80)
+    wire(0x92, 1, "port92", port92)
+    wire(0xF4, 1, "debug_exit", debug_exit)
+    _wire_console(machine, uart)
+    return machine
+
+
+def _wire_console(machine: Machine, uart: Uart16550) -> None:
+    """COM1, whose output bytes the core collects and hands over in bursts."""
+
+    def follow() -> None:
+        sink = uart.write_burst if uart.coalescing_allowed else None
+        machine.vcpu.coalesce_port(COM1, sink)
+
+    def write(offset: int, value: int) -> None:
+        uart.write(offset, value)
+        if offset in (UART_LCR, UART_MCR):
+            follow()
+
+    machine.devices["uart"] = uart
+    machine.vcpu.map_ports(COM1, 8, uart.read, write)
+    machine.feed_console = uart.feed
+    machine.on_restore = follow

@@ -1,0 +1,86 @@
+"""The serial console as the outside sees it: output that is kept, and input on its way in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+SCROLLBACK_BYTES: Final = 1 << 20
+
+
+class Console:
+    """Output scrollback with absolute offsets, so that readers come and go and miss nothing.
+
+    Byte n of the guest's output has offset n for ever; the last `capacity_bytes` and more are
+    kept. Thread-safe.
+    """
+
+    def __init__(
+        self, send: Callable[[bytes], None], capacity_bytes: int = SCROLLBACK_BYTES
+    ) -> None:
+        """Make an empty console whose input goes to `send`."""
+        self._send = send
+        self._capacity_bytes = capacity_bytes
+        self._kept = bytearray()
+        self._start = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def start_offset(self) -> int:
+        """Offset of the oldest byte that is kept."""
+        return self._start
+
+    @property
+    def end_offset(self) -> int:
+        """How many bytes the guest has written so far."""
+        with self._changed:
+            return self._start + len(self._kept)
+
+    def write(self, data: bytes) -> None:
+        """Append output. A `ByteSink`."""
+        with self._changed:
+            self._kept += data
+            # Trimmed in large steps: each moves what stays.
+            if len(self._kept) > 2 * self._capacity_bytes:
+                surplus = len(self._kept) - self._capacity_bytes
+                del self._kept[:surplus]
+                self._start += surplus
+            self._changed.notify_all()
+
+    def read(
+        self, offset: int, *, max_bytes: int = 1 << 16, timeout_s: float | None = 0
+    ) -> tuple[int, bytes]:
+        """Output from `offset` on, waiting up to `timeout_s` for some (None: for ever).
+
+        Returns:
+            The offset of the first byte returned, which is later than asked if that part is no
+            longer kept, and the bytes; none at the timeout, or when no more will come.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._start + len(self._kept) > offset, timeout_s
+            )
+            first = max(offset, self._start)
+            skip = first - self._start
+            return first, bytes(self._kept[skip : skip + max_bytes])
+
+    def send(self, data: bytes) -> None:
+        """Type `data` at the guest's console.
+
+        Raises:
+            MachineStateError: the guest does not read and too much is waiting already.
+        """
+        self._send(data)
+
+    def close(self) -> None:
+        """No more output will come: readers that wait are let go."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def reopen(self) -> None:
+        """Output may come again."""
+        with self._changed:
+            self._closed = False

@@ -1,0 +1,116 @@
+"""One vCPU on Unicorn. All methods belong to the machine's thread unless they say otherwise."""
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+
+CPU_STATE_BYTES: int
+EXIT_DEADLINE: int
+EXIT_KICK: int
+EXIT_HALTED: int
+EXIT_TRIPLE_FAULT: int
+
+def load(path: str | PathLike[str]) -> None:
+    """Open the Unicorn library and prove it is the one the core was written for.
+
+    Raises:
+        EngineError: it is another version or another build.
+    """
+
+def measure_tsc_hz() -> int:
+    """Ticks a second of the host's TSC, to a few parts in a million. Takes 10 ms."""
+
+class Vcpu:
+    def __init__(self, ram: memoryview, regions: Sequence[tuple[int, int, int]]) -> None:
+        """A vCPU over writable `ram`, laid out as (gpa, bytes, offset), in its reset state.
+
+        Every other physical address reads as ones and swallows writes.
+
+        Raises:
+            EngineError: Unicorn or the operating system refuses.
+            ValueError: the regions overlap or leave the buffer.
+        """
+
+    def close(self) -> None:
+        """Give everything back; the other methods then raise EngineError."""
+
+    def run(self) -> int:
+        """Run until the machine is needed; an EXIT_* constant. Releases the interpreter lock.
+
+        Raises:
+            EngineError: it runs already, is closed, or Unicorn gave up.
+            Exception: whatever a chip raised.
+        """
+
+    def kick(self) -> None:
+        """Make run() return EXIT_KICK, now or when next called. Any thread."""
+
+    def set_intr(self, level: bool, /) -> None:
+        """The level of the INTR pin. Any thread."""
+
+    def raise_nmi(self) -> None:
+        """An edge at the NMI pin. Any thread."""
+
+    def set_deadline(self, deadline_ns: int | None, /) -> None:
+        """Make run() return EXIT_DEADLINE at this time of CLOCK_MONOTONIC. Any thread."""
+
+    def save(self) -> bytes:
+        """The whole architectural state (cpu_state.h)."""
+
+    def load(self, state: bytes, /) -> None:
+        """Take over what save() gave.
+
+        Raises:
+            CorruptStateError: no processor can be in this state; nothing has changed.
+        """
+
+    def reset(self) -> None:
+        """The RESET pin."""
+
+    def set_a20(self, level: bool, /) -> None:
+        """The A20 gate: False masks bit 20 of every address."""
+
+    def run_tsc(self, runs: bool, /) -> None:
+        """Let the guest's TSC count, or stand still."""
+
+    def invalidate(self, offset: int, count: int, /) -> None:
+        """The host has written these bytes of RAM: forget what was translated from them."""
+
+    def set_cpuid(self, table: bytes, /) -> None:
+        """What CPUID answers: leaf, subleaf, EAX, EBX, ECX, EDX, 32 bits each."""
+
+    def engine_cpuid(self, leaf: int, subleaf: int, /) -> tuple[int, int, int, int]:
+        """What the translator itself would answer: EAX, EBX, ECX, EDX."""
+
+    def map_ports(
+        self,
+        first: int,
+        count: int,
+        read: Callable[[int], int] | None,
+        write: Callable[[int, int], None] | None,
+        /,
+    ) -> None:
+        """Answer ports by a chip: read(offset), write(offset, byte).
+
+        Raises:
+            ValueError: a port is taken, or none is left.
+        """
+
+    def coalesce_port(self, port: int, sink: Callable[[bytes], None] | None, /) -> None:
+        """Hold byte writes to `port` back and hand them over together.
+
+        They reach `sink` before any other port access, before run() returns, and within
+        1 ms however busy the guest is.
+        """
+
+    def set_acknowledge(self, acknowledge: Callable[[], int], /) -> None:
+        """What answers the processor's interrupt acknowledge cycle with a vector."""
+
+    def census(
+        self,
+    ) -> tuple[
+        list[int], int, list[tuple[int, int, int, int]], list[tuple[int, int, int]]
+    ]:
+        """Exits by kind; exits at sites beyond the table; (kind, detail, rip, count); the last."""
+
+    def clear_census(self) -> None:
+        """Count from zero."""

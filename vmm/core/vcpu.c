@@ -1,0 +1,337 @@
+#define _GNU_SOURCE
+#include "vcpu.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <x86intrin.h>
+
+#include "codepages.h"
+#include "flags.h"
+
+/* TCG's address width (its CPUID leaf 0x80000008): everything below is RAM or open bus. */
+#define PHYSICAL_LIMIT ((uint64_t)1 << 40)
+/* Generated code. Measured: a Debian boot makes 20 MB; beyond this all of it is made anew. */
+#define CODE_BUFFER_BYTES (32u << 20)
+
+
+_Thread_local struct rv_vcpu *rv_current;
+
+static uint64_t open_bus_read(uc_engine *uc, uint64_t offset, unsigned bytes, void *base)
+{
+    (void)uc;
+    if (rv_current)
+        rv_census_count(&rv_current->census, RV_MMIO, (uint64_t)(uintptr_t)base + offset,
+                        RV_AT(rv_current->env, ENV_EIP, uint64_t));
+    return bytes >= 8 ? ~(uint64_t)0 : ((uint64_t)1 << (8 * bytes)) - 1;
+}
+
+static void open_bus_write(uc_engine *uc, uint64_t offset, unsigned bytes, uint64_t value,
+                           void *base)
+{
+    (void)bytes;
+    (void)value;
+    (void)open_bus_read(uc, offset, 1, base);
+}
+
+static uc_err map_open_bus(struct rv_vcpu *v, uint64_t start, uint64_t end)
+{
+    if (start >= end)
+        return UC_ERR_OK;
+    void *base = (void *)(uintptr_t)start;
+    uc_err err = rv_engine.uc_mmio_map(v->uc, start, end - start, open_bus_read, base,
+                                       open_bus_write, base);
+    /* A guest may jump there too; it fetches FF FF, which is #UD. */
+    return err ? err : rv_engine.uc_mem_protect(v->uc, start, end - start, UC_PROT_ALL);
+}
+
+static uc_err map_memory(struct rv_vcpu *v)
+{
+    uint64_t end = 0;
+    uc_err err = UC_ERR_OK;
+    for (int i = 0; i < v->region_count && !err; i++) {
+        struct rv_region *r = &v->regions[i];
+        err = map_open_bus(v, end, r->gpa);
+        if (!err)
+            err = rv_engine.uc_mem_map_ptr(v->uc, r->gpa, r->bytes, UC_PROT_ALL, v->ram + r->offset);
+        end = r->gpa + r->bytes;
+    }
+    if (!err)
+        err = map_open_bus(v, end, PHYSICAL_LIMIT);
+    for (int i = 0; i < v->region_count && !err; i++) {
+        struct rv_region *r = &v->regions[i];
+        r->ram_addr = rv_engine.ram_addr_from_host(v->uc, v->ram + r->offset);
+    }
+    return err;
+}
+
+static uc_err open_engine(struct rv_vcpu *v)
+{
+    uc_err err = rv_engine.uc_open(UC_ARCH_X86, UC_MODE_64, &v->uc);
+    if (!err)
+        err = rv_engine.uc_ctl(v->uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_BYTES);
+    /* No address at which to stop: the set of exits is in use, and empty. */
+    if (!err)
+        err = rv_engine.uc_ctl(v->uc, UC_CTL_WRITE(UC_CTL_UC_USE_EXITS, 1), 1);
+    if (!err)
+        err = map_memory(v);
+    if (err)
+        return err;
+    RV_AT(v->uc, UC_NO_EXIT_REQUEST, uint8_t) = 1;
+    v->cpu = rv_cpu_of(v->uc);
+    v->env = rv_env_of(v->uc);
+    if (rv_codepages_attach(v))
+        return UC_ERR_NOMEM;
+    err = (uc_err)rv_exceptions_attach(v);
+    return err ? err : (uc_err)rv_instructions_attach(v);
+}
+
+struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_region *regions,
+                            int region_count, char *why, size_t why_bytes)
+{
+    struct rv_vcpu *v = calloc(1, sizeof(*v));
+    if (!v) {
+        snprintf(why, why_bytes, "out of memory");
+        return NULL;
+    }
+    v->ram = ram;
+    v->ram_bytes = ram_bytes;
+    v->region_count = region_count;
+    memcpy(v->regions, regions, (size_t)region_count * sizeof(*regions));
+    v->deadline_ns = v->linger_ns = v->alarm_until_ns = RV_NO_DEADLINE;
+    v->pending_vector = RV_NO_VECTOR;
+    pthread_mutex_init(&v->lock, NULL);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&v->wake, &attributes);
+    pthread_cond_init(&v->rearm, &attributes);
+    pthread_condattr_destroy(&attributes);
+    uc_err err = open_engine(v);
+    if (err) {
+        snprintf(why, why_bytes, "Unicorn cannot make this vCPU: %s", rv_engine.uc_strerror(err));
+    } else if (rv_alarm_start(v)) {
+        snprintf(why, why_bytes, "cannot start the vCPU's alarm thread: %s", strerror(errno));
+    } else {
+        rv_vcpu_reset(v);
+        return v;
+    }
+    rv_vcpu_free(v);
+    return NULL;
+}
+
+void rv_vcpu_free(struct rv_vcpu *v)
+{
+    rv_alarm_stop(v);
+    if (v->uc)
+        rv_engine.uc_close(v->uc);
+    rv_codepages_detach(v);
+    rv_census_free(&v->census);
+    pthread_cond_destroy(&v->wake);
+    pthread_cond_destroy(&v->rearm);
+    pthread_mutex_destroy(&v->lock);
+    free(v->cpuid);
+    free(v);
+}
+
+void rv_vcpu_reset(struct rv_vcpu *v)
+{
+    rv_engine.cpu_reset(v->cpu);
+    /* The engine starts user-mode programs too, with these on; a processor does not. */
+    rv_engine.update_cr4(v->env, 0);
+    rv_engine.set_a20(v->cpu, 1);
+    rv_engine.tb_flush(v->cpu);
+    rv_engine.tlb_flush(v->cpu);
+    v->halted = v->triple_fault = false;
+    v->pending_vector = RV_NO_VECTOR;
+    __atomic_store_n(&v->nmi, 0, __ATOMIC_SEQ_CST);
+    rv_vcpu_set_tsc(v, 0);
+}
+
+uint64_t rv_vcpu_tsc(const struct rv_vcpu *v)
+{
+    return v->tsc_runs ? __rdtsc() + RV_AT(v->env, ENV_TSC_OFFSET, uint64_t) : v->frozen_tsc;
+}
+
+void rv_vcpu_set_tsc(struct rv_vcpu *v, uint64_t tsc)
+{
+    v->frozen_tsc = tsc;
+    RV_AT(v->env, ENV_TSC_OFFSET, uint64_t) = tsc - __rdtsc();
+}
+
+void rv_vcpu_run_tsc(struct rv_vcpu *v, bool runs)
+{
+    uint64_t tsc = rv_vcpu_tsc(v);
+    v->tsc_runs = runs;
+    rv_vcpu_set_tsc(v, tsc);
+}
+
+void rv_vcpu_ask(struct rv_vcpu *v)
+{
+    __atomic_or_fetch(&RV_AT(v->cpu, CPU_INTERRUPT_REQUEST, uint32_t), CPU_INTERRUPT_HARD,
+                      __ATOMIC_SEQ_CST);
+    uint16_t *decrementer = RV_AT(v->cpu, CPU_ICOUNT_DECR, uint16_t *);
+    __atomic_store_n(decrementer + 1, 0xffff, __ATOMIC_SEQ_CST);
+}
+
+static void wake_up(struct rv_vcpu *v)
+{
+    rv_vcpu_ask(v);
+    pthread_mutex_lock(&v->lock);
+    pthread_cond_signal(&v->wake);
+    pthread_mutex_unlock(&v->lock);
+}
+
+void rv_vcpu_kick(struct rv_vcpu *v)
+{
+    __atomic_or_fetch(&v->stop, RV_STOP_KICK, __ATOMIC_SEQ_CST);
+    wake_up(v);
+}
+
+void rv_vcpu_set_intr(struct rv_vcpu *v, bool level)
+{
+    uint32_t was = __atomic_exchange_n(&v->intr, level, __ATOMIC_SEQ_CST);
+    if (!level)
+        return;
+    if (!was && rv_current != v)
+        wake_up(v);
+    else
+        rv_vcpu_ask(v);
+}
+
+void rv_vcpu_raise_nmi(struct rv_vcpu *v)
+{
+    __atomic_store_n(&v->nmi, 1, __ATOMIC_SEQ_CST);
+    wake_up(v);
+}
+
+void rv_vcpu_set_deadline(struct rv_vcpu *v, int64_t deadline_ns)
+{
+    pthread_mutex_lock(&v->lock);
+    bool earlier = deadline_ns < v->deadline_ns;
+    __atomic_store_n(&v->deadline_ns, deadline_ns, __ATOMIC_SEQ_CST);
+    rv_alarm_rearm_locked(v);
+    if (earlier && rv_current != v)
+        pthread_cond_signal(&v->wake);
+    pthread_mutex_unlock(&v->lock);
+}
+
+void rv_vcpu_linger(struct rv_vcpu *v, int64_t ns)
+{
+    pthread_mutex_lock(&v->lock);
+    v->linger_ns = rv_now_ns() + ns;
+    rv_alarm_rearm_locked(v);
+    pthread_mutex_unlock(&v->lock);
+}
+
+static bool deadline_passed(struct rv_vcpu *v)
+{
+    int64_t deadline = __atomic_load_n(&v->deadline_ns, __ATOMIC_SEQ_CST);
+    return deadline != RV_NO_DEADLINE && rv_now_ns() >= deadline;
+}
+
+static bool interruptible(const struct rv_vcpu *v)
+{
+    return RV_AT(v->env, ENV_EFLAGS, uint64_t) & RFLAGS_IF;
+}
+
+static bool nmi_blocked(const struct rv_vcpu *v)
+{
+    return RV_AT(v->env, ENV_HFLAGS2, uint32_t) & HF2_NMI;
+}
+
+/* Sleep in HLT. 0 when the vCPU runs on, or why the machine is needed. */
+static enum rv_exit sleep_halted(struct rv_vcpu *v)
+{
+    enum rv_exit exit = 0;
+    pthread_mutex_lock(&v->lock);
+    for (;;) {
+        uint32_t stop = __atomic_load_n(&v->stop, __ATOMIC_SEQ_CST);
+        if (stop & RV_STOP_KICK) {
+            exit = RV_EXIT_KICK;
+            break;
+        }
+        if (__atomic_load_n(&v->nmi, __ATOMIC_SEQ_CST) && !nmi_blocked(v))
+            break;
+        if (!interruptible(v)) {
+            exit = RV_EXIT_HALTED;
+            break;
+        }
+        if (__atomic_load_n(&v->intr, __ATOMIC_SEQ_CST))
+            break;
+        if (deadline_passed(v)) {
+            exit = RV_EXIT_DEADLINE;
+            break;
+        }
+        if (v->deadline_ns == RV_NO_DEADLINE) {
+            pthread_cond_wait(&v->wake, &v->lock);
+        } else {
+            struct timespec until = {.tv_sec = v->deadline_ns / 1000000000,
+                                     .tv_nsec = v->deadline_ns % 1000000000};
+            pthread_cond_timedwait(&v->wake, &v->lock, &until);
+        }
+    }
+    pthread_mutex_unlock(&v->lock);
+    return exit;
+}
+
+static void set_running(struct rv_vcpu *v, bool running)
+{
+    pthread_mutex_lock(&v->lock);
+    v->running = running;
+    if (running)
+        rv_alarm_rearm_locked(v);
+    else
+        v->linger_ns = RV_NO_DEADLINE;
+    pthread_mutex_unlock(&v->lock);
+}
+
+static enum rv_exit stopped(struct rv_vcpu *v)
+{
+    uint32_t stop = __atomic_exchange_n(&v->stop, 0, __ATOMIC_SEQ_CST);
+    if (stop & RV_STOP_KICK)
+        return RV_EXIT_KICK;
+    return deadline_passed(v) ? RV_EXIT_DEADLINE : 0;
+}
+
+static enum rv_exit translate_and_run(struct rv_vcpu *v)
+{
+    set_running(v, true);
+    uc_err err = rv_engine.uc_emu_start(v->uc, RV_AT(v->env, ENV_EIP, uint64_t), 0, 0, 0);
+    set_running(v, false);
+    v->board.left(v->board.opaque);
+    if (v->triple_fault)
+        return RV_EXIT_TRIPLE_FAULT;
+    if (err) {
+        snprintf(v->why, sizeof(v->why), "the translator gave up: %s", rv_engine.uc_strerror(err));
+        return RV_EXIT_ENGINE;
+    }
+    v->halted = RV_AT(v->cpu, CPU_HALTED, uint32_t);
+    if (v->halted)
+        rv_census_count(&v->census, RV_HLT, 0, RV_AT(v->env, ENV_EIP, uint64_t));
+    return 0;
+}
+
+enum rv_exit rv_vcpu_run(struct rv_vcpu *v)
+{
+    enum rv_exit exit = stopped(v);
+    rv_current = v;
+    while (!exit) {
+        if (v->halted) {
+            exit = sleep_halted(v);
+            if (exit)
+                break;
+            v->halted = false;
+        }
+        rv_vcpu_ask(v);
+        exit = translate_and_run(v);
+        if (!exit)
+            exit = stopped(v);
+    }
+    rv_current = NULL;
+    if (exit == RV_EXIT_KICK)
+        __atomic_and_fetch(&v->stop, ~(uint32_t)RV_STOP_KICK, __ATOMIC_SEQ_CST);
+    return exit;
+}

@@ -1,0 +1,132 @@
+/* One vCPU: an engine, its RAM, its run loop. Knows no Python. */
+#ifndef RV_VCPU_H
+#define RV_VCPU_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "census.h"
+#include "engine.h"
+
+#define RV_MAX_REGIONS 8
+#define RV_NO_DEADLINE INT64_MAX
+#define RV_NO_VECTOR 256
+
+/* Guest physical RAM [gpa, gpa + bytes), at `offset` of the host mapping. */
+struct rv_region {
+    uint64_t gpa, bytes, offset;
+    uint64_t ram_addr; /* what the engine calls its first byte */
+};
+
+struct rv_cpuid_entry {
+    uint32_t leaf, subleaf;
+    uint32_t eax, ebx, ecx, edx;
+};
+
+/* Why rv_vcpu_run returned. */
+enum rv_exit {
+    RV_EXIT_DEADLINE = 1, /* the machine's next alarm is due */
+    RV_EXIT_KICK,         /* rv_vcpu_kick was called */
+    RV_EXIT_HALTED,       /* HLT with interrupts off: nothing can wake it */
+    RV_EXIT_TRIPLE_FAULT,
+    RV_EXIT_ENGINE, /* the engine refused to go on: rv_vcpu.why */
+};
+
+/* What the machine around the vCPU does; called on the vCPU's thread. */
+struct rv_board {
+    uint32_t (*port_in)(void *opaque, uint32_t port, int bytes);
+    void (*port_out)(void *opaque, uint32_t port, int bytes, uint32_t value);
+    int (*acknowledge)(void *opaque); /* INTA: the vector, or -1 for none */
+    void (*left)(void *opaque);       /* the guest does not run now: hand over what was held back */
+    void *opaque;
+};
+
+struct rv_vcpu {
+    uc_engine *uc;
+    void *cpu, *env;
+    uint8_t *ram;
+    uint64_t ram_bytes;
+    struct rv_region regions[RV_MAX_REGIONS];
+    int region_count;
+    uint8_t *code_pages; /* a bit a page of RAM: holds translated code */
+    struct rv_board board;
+    struct rv_cpuid_entry *cpuid;
+    int cpuid_count;
+    struct rv_census census;
+
+    /* Shared with other threads: atomic access only. */
+    uint32_t stop;      /* RV_STOP_* */
+    uint32_t intr;      /* level of INTR */
+    uint32_t nmi;       /* an NMI edge is pending */
+    int64_t deadline_ns; /* of the machine's next alarm, on CLOCK_MONOTONIC */
+    int64_t linger_ns;   /* when the board wants `left` called at the latest */
+
+    bool halted;
+    bool triple_fault;
+    int pending_vector; /* an exception restored with the state, or RV_NO_VECTOR */
+    uint32_t pending_error;
+    bool pending_soft;
+    uint64_t frozen_tsc;
+    bool tsc_runs;
+    char why[160];
+
+    pthread_mutex_t lock;
+    pthread_cond_t wake;  /* a halted vCPU waits here */
+    pthread_cond_t rearm; /* the alarm thread waits here */
+    pthread_t alarm;
+    int64_t alarm_until_ns; /* what the alarm thread sleeps for */
+    bool alarm_started, alarm_quit, running;
+};
+
+enum { RV_STOP_KICK = 1, RV_STOP_ALARM = 2 };
+
+/* The vCPU that runs on this thread, for functions the engine calls without a context. */
+extern _Thread_local struct rv_vcpu *rv_current;
+
+/* RAM is `ram_bytes` at `ram`, laid out by `regions`; everything else reads as ones and swallows
+ * writes. NULL with a line in `why` on failure. */
+struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_region *regions,
+                            int region_count, char *why, size_t why_bytes);
+void rv_vcpu_free(struct rv_vcpu *v);
+
+/* Run until something needs the machine. The vCPU's thread alone. */
+enum rv_exit rv_vcpu_run(struct rv_vcpu *v);
+
+/* Any thread: rv_vcpu_run returns soon, now or when next called. */
+void rv_vcpu_kick(struct rv_vcpu *v);
+
+/* The next alarm, on CLOCK_MONOTONIC; RV_NO_DEADLINE for none. Any thread. */
+void rv_vcpu_set_deadline(struct rv_vcpu *v, int64_t deadline_ns);
+
+/* Make the engine look at `stop`, `intr` and `nmi` before its next block. Any thread. */
+void rv_vcpu_ask(struct rv_vcpu *v);
+
+/* Have `left` called within `ns` from now, however busy the guest. The vCPU's thread alone. */
+void rv_vcpu_linger(struct rv_vcpu *v, int64_t ns);
+
+/* The level of INTR. Any thread. */
+void rv_vcpu_set_intr(struct rv_vcpu *v, bool level);
+void rv_vcpu_raise_nmi(struct rv_vcpu *v);
+
+/* RESET pin: the architectural reset state, no translation kept. Not while running. */
+void rv_vcpu_reset(struct rv_vcpu *v);
+
+/* The guest's TSC stands still while it does not run. Not while running. */
+void rv_vcpu_run_tsc(struct rv_vcpu *v, bool runs);
+uint64_t rv_vcpu_tsc(const struct rv_vcpu *v);
+void rv_vcpu_set_tsc(struct rv_vcpu *v, uint64_t tsc);
+
+/* exceptions.c: install what delivers exceptions, system calls and interrupts. 0 or a uc_err. */
+int rv_exceptions_attach(struct rv_vcpu *v);
+/* instructions.c: IN, OUT and CPUID. 0 or a uc_err. */
+int rv_instructions_attach(struct rv_vcpu *v);
+/* Interposed (see engine.h): the engine's word for a triple fault. */
+void rv_reset_request(void *uc);
+/* alarm.c */
+int rv_alarm_start(struct rv_vcpu *v);
+void rv_alarm_rearm_locked(struct rv_vcpu *v);
+void rv_alarm_stop(struct rv_vcpu *v);
+int64_t rv_now_ns(void);
+
+#endif

@@ -1,0 +1,1 @@
+"""The chips, one per file, as their datasheets have them."""
