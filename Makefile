@@ -18,12 +18,17 @@ PY := $(BIN)/python
 STEP := .ci/step
 CORE := vmm/core/_native.abi3.so
 CORE_SOURCES := $(wildcard vmm/core/*.c vmm/core/*.h)
+CORE_TESTS := tests/core
 SANITIZED := build/sanitize
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What pyproject.toml says the build needs. In .venv itself, so that `make native` is quick.
 export BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
+
+# A sanitizer reports on the standard error of the process and ends it: pytest must not hold that back.
+# That the core under test is the sanitized one and not the one built in place.
+export EXPECT_SANITIZED := from rayvisor.vmm.core import _native as n; assert "$(SANITIZED)/" in n.__file__, n.__file__
 
 .PHONY: help
 help: ## list the targets
@@ -102,10 +107,11 @@ sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	    env RAYVISOR_SANITIZE=1 $(PY) setup.py -q build \
 	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/obj
 	@echo "Running the core's tests under the sanitizers"
-	@env PYTHONPATH=$(SANITIZED)/lib PYTHONMALLOC=malloc \
+	@export PYTHONPATH=$(SANITIZED)/lib PYTHONMALLOC=malloc \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(PY) -m pytest -p no:cacheprovider tests/core $(PYTEST_ARGS)
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1; \
+	$(PY) -P -c "$$EXPECT_SANITIZED"; \
+	$(PY) -P -m pytest -p no:cacheprovider --capture=sys $(CORE_TESTS) $(PYTEST_ARGS)
 
 # --- Measuring it -----------------------------------------------------------------------------
 
