@@ -1,0 +1,171 @@
+"""Every chip on a test bench: its accesses, its other inputs, and a log of its outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rayvisor.vmm.clock import ManualClock
+from rayvisor.vmm.devices.debugexit import DebugExit
+from rayvisor.vmm.devices.i8042 import I8042
+from rayvisor.vmm.devices.i8254 import I8254
+from rayvisor.vmm.devices.i8259 import I8259, PicPair
+from rayvisor.vmm.devices.mc146818 import Mc146818, memory_nvram
+from rayvisor.vmm.devices.port61 import Port61
+from rayvisor.vmm.devices.port80 import Port80
+from rayvisor.vmm.devices.port92 import Port92
+from rayvisor.vmm.devices.uart16550 import Uart16550
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.vmm.devices.base import Device
+
+UTC_NS = 1_700_000_000_123_456_789
+
+
+@dataclass
+class Log:
+    """What came out of a chip, without repetitions of a wire's level."""
+
+    events: list[tuple[str, object]] = field(default_factory=list)
+    levels: dict[str, bool] = field(default_factory=dict)
+
+    def wire(self, name: str) -> Callable[[bool], None]:
+        def drive(level: bool) -> None:
+            if self.levels.get(name) is not level:
+                self.levels[name] = level
+                self.events.append((name, level))
+
+        return drive
+
+    def event(self, name: str) -> Callable[..., None]:
+        return lambda *args: self.events.append((name, args))
+
+
+@dataclass
+class Rig:
+    """One chip (or the pair of PICs), its clock, its other inputs and its outputs."""
+
+    clock: ManualClock
+    log: Log
+    devices: tuple[Device, ...]
+    registers: int
+    poke: Callable[[int], object] = lambda _: None
+    """Work the inputs that are not registers; the number says how."""
+
+    def read(self, offset: int) -> int:
+        chip, register = divmod(offset, self.registers)
+        return self.devices[chip % len(self.devices)].read(register)
+
+    def write(self, offset: int, value: int) -> None:
+        chip, register = divmod(offset, self.registers)
+        self.devices[chip % len(self.devices)].write(register, value)
+
+    def snapshot(self) -> list[Any]:
+        return [d.snapshot() for d in self.devices]
+
+    def restore(self, states: list[Any]) -> None:
+        for device, state in zip(self.devices, states, strict=True):
+            device.restore(state)
+
+    def reset(self) -> None:
+        for device in self.devices:
+            device.reset()
+
+
+def i8259(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = I8259(log.wire("int"), elcr_mask=0xFF)
+
+    def poke(n: int) -> object:
+        if n & 0x10:
+            return chip.acknowledge()
+        return chip.set_line(n & 7, bool(n & 8))
+
+    return Rig(clock, log, (chip,), 3, poke)
+
+
+def pic_pair(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    pair = PicPair(log.wire("intr"))
+
+    def poke(n: int) -> object:
+        if n & 0x20:
+            return pair.acknowledge()
+        irq = n & 0xF
+        return pair.line(irq)(bool(n & 0x10)) if irq != 2 else None
+
+    return Rig(clock, log, (pair.master, pair.slave), 3, poke)
+
+
+def i8254(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = I8254(clock, (log.wire("out0"), None, log.wire("out2")))
+
+    def poke(n: int) -> object:
+        return chip.out(n & 3) if n & 3 < 3 else chip.set_gate(n >> 3 & 3 and 2, bool(n & 4))
+
+    return Rig(clock, log, (chip,), 4, poke)
+
+
+def mc146818(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = Mc146818(clock, log.wire("irq8"), utc_ns=UTC_NS, nvram=memory_nvram(256 << 20))
+    return Rig(clock, log, (chip,), 2, lambda _: chip.nmi_masked)
+
+
+def uart16550(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = Uart16550(clock, log.wire("irq4"), log.event("sent"))
+
+    def poke(n: int) -> object:
+        if n & 1:
+            return chip.feed(bytes(range(n)))
+        if n & 2:
+            return chip.write_burst(bytes(range(n)))
+        return chip.set_modem_lines(n << 2)
+
+    return Rig(clock, log, (chip,), 8, poke)
+
+
+def i8042(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    log.levels["a20"] = True
+    chip = I8042(log.wire("irq1"), a20=log.wire("a20"), reset=log.event("reset"))
+    return Rig(clock, log, (chip,), 2)
+
+
+def port61(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = Port61(clock, set_gate2=log.wire("gate2"), out2=lambda: clock.now_ns() & 1 == 1)
+    return Rig(clock, log, (chip,), 1)
+
+
+def port80(now_ns: int = 0) -> Rig:
+    return Rig(ManualClock(now_ns), Log(), (Port80(),), 1)
+
+
+def port92(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = Port92(a20=log.wire("a20"), reset=log.event("reset"))
+    return Rig(clock, log, (chip,), 1)
+
+
+def debug_exit(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    return Rig(clock, log, (DebugExit(log.event("exit")),), 1)
+
+
+RIGS: dict[str, Callable[[int], Rig]] = {
+    "i8259": i8259,
+    "pic-pair": pic_pair,
+    "i8254": i8254,
+    "mc146818": mc146818,
+    "uart16550": uart16550,
+    "i8042": i8042,
+    "port61": port61,
+    "port80": port80,
+    "port92": port92,
+    "debug-exit": debug_exit,
+}
