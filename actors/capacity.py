@@ -1,0 +1,62 @@
+"""What this machine, or the container this process is in, has for VMs."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+from rayvisor.actors.records import Capacity
+
+VCPUS_PER_CORE: Final = 8
+"""vCPUs promised for each core: a guest that waits for input sleeps in HLT."""
+
+RESERVE_BYTES: Final = 512 << 20
+"""Memory kept for the system and for Ray, or a tenth of it all where that is less."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def measure(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> Capacity:
+    """Cores and memory, at most what the cgroup (v2 or v1) allows."""
+    cores = int(max(1, min(len(os.sched_getaffinity(0)), _cgroup_cores(cgroup))))
+    memory_bytes = int(min(_total_bytes(meminfo), _cgroup_bytes(cgroup)))
+    reserve_bytes = min(RESERVE_BYTES, memory_bytes // 10)
+    return Capacity(
+        cores=cores, vcpus=cores * VCPUS_PER_CORE, memory_bytes=memory_bytes - reserve_bytes
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _total_bytes(meminfo: Path) -> int:
+    for line in _read(meminfo).splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemTotal":
+            return int(value.split()[0]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroup_bytes(cgroup: Path) -> float:
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = _read(cgroup / name)
+        if text.isdigit():
+            return int(text)
+    return math.inf
+
+
+def _cgroup_cores(cgroup: Path) -> float:
+    quota, _, period = _read(cgroup / "cpu.max").partition(" ")
+    if not quota:
+        quota = _read(cgroup / "cpu/cpu.cfs_quota_us")
+        period = _read(cgroup / "cpu/cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit() and int(period):
+        return math.ceil(int(quota) / int(period))
+    return math.inf

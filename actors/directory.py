@@ -1,0 +1,234 @@
+"""The cluster as a whole: which hosts there are, which VMs, and how each is.
+
+Plain and tested without Ray; `rayvisor.actors.cluster` is the shell around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from rayvisor.actors.ledger import Ledger, read_end, write_end
+from rayvisor.actors.placing import choose_host, footprint_bytes
+from rayvisor.actors.records import (
+    Capacity,
+    GuestStatus,
+    HostStatus,
+    LastWords,
+    Placement,
+    VmRequest,
+    VmState,
+    VmStatus,
+)
+from rayvisor.vmm.errors import MachineStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rayvisor.actors.store import KeyValueStore
+
+_log = logging.getLogger(__name__)
+
+LAST_WORDS_WAIT_S: Final = 1.0
+"""How long a host may take to say how a VM's process ended, once Ray says that it did."""
+
+BootT_contra = TypeVar("BootT_contra", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of the cluster. `capacity` is None while its host actor does not answer."""
+
+    host_id: str
+    name: str
+    address: str
+    alive: bool
+    capacity: Capacity | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """There is no process of that VM; `reason` is what the carrier knows of it, or empty."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The VM's process does not answer in time."""
+
+
+Answer = GuestStatus | Gone | Silent
+
+
+class Carrier(Protocol[BootT_contra]):
+    """Reaches hosts and VMs; with Ray, `rayvisor.actors.cluster.RayCarrier`."""
+
+    def nodes(self) -> Sequence[Node]:
+        """Every machine of the cluster, also those that are gone."""
+
+    def ask(self, names: Sequence[str]) -> Sequence[Answer]:
+        """The status of each VM, all at once."""
+
+    def start(self, placement: Placement, boot: BootT_contra) -> GuestStatus:
+        """Start the VM on its host; nothing is left of it when this raises."""
+
+    def kill(self, name: str) -> None:
+        """End the VM's process. Harmless when there is none."""
+
+
+class Directory(Generic[BootT_contra]):
+    """What the cluster actor does. A new one over the same store is the old one. Thread-safe."""
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        carrier: Carrier[BootT_contra],
+        pause_s: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._store = store
+        self._carrier = carrier
+        self._ledger = Ledger(store)
+        self._pause_s = pause_s
+        self._placing = threading.Lock()
+        for placement in self._ledger.placements():
+            if not placement.pid:  # whoever was creating it died with the directory before
+                carrier.kill(placement.name)
+                self._ledger.release(placement.name, placement.token)
+
+    def hosts(self) -> list[HostStatus]:
+        """Every host, by name, with what is promised to VMs."""
+        placements = self._ledger.placements()
+        found = []
+        for node in self._carrier.nodes():
+            here = [p.request for p in placements if p.host_id == node.host_id]
+            if not node.alive and not here:
+                continue
+            has = node.capacity or Capacity(0, 0, 0)
+            found.append(
+                HostStatus(
+                    host_id=node.host_id,
+                    name=node.name,
+                    address=node.address,
+                    alive=node.alive,
+                    cores=has.cores,
+                    vcpus=has.vcpus,
+                    vcpus_used=sum(r.cpus for r in here),
+                    memory_bytes=has.memory_bytes,
+                    memory_used_bytes=sum(footprint_bytes(r) for r in here),
+                    vms=len(here),
+                    reason=node.reason,
+                )
+            )
+        return sorted(found, key=lambda h: (h.name, h.host_id))
+
+    def create(self, request: VmRequest, boot: BootT_contra) -> VmStatus:
+        """Place a VM and start it.
+
+        Raises:
+            NameTakenError: the name is in use.
+            PlacementError: no host has room.
+            RayvisorError: the VM could not be started; nothing is left of it.
+        """
+        with self._placing:
+            self._ledger.check_free(request.name)
+            host = choose_host(request, self.hosts())
+            placement = self._ledger.reserve(request, host.host_id, host.name)
+        try:
+            guest = self._carrier.start(placement, boot)
+            placement = self._ledger.confirm(request.name, placement.token, guest.pid)
+        except BaseException:
+            self._carrier.kill(request.name)
+            self._ledger.release(request.name, placement.token)
+            raise
+        _log.info("VM %s is on host %s", request.name, host.name)
+        return _describe(placement, guest, None)
+
+    def placement(self, name: str) -> Placement:
+        """The VM's placement, or UnknownVmError."""
+        return self._ledger.get(name)
+
+    def status(self, name: str) -> VmStatus:
+        """How the VM is, or UnknownVmError."""
+        return self._statuses([self._ledger.get(name)])[0]
+
+    def statuses(self) -> list[VmStatus]:
+        """How every VM is, by name."""
+        return self._statuses(self._ledger.placements())
+
+    def remove(self, name: str, *, force: bool) -> VmStatus:
+        """End the VM's process and forget it; gives how it was.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+            MachineStateError: it runs and `force` is not set.
+        """
+        status = self.status(name)
+        gone = status.state in {VmState.FAILED, *_ENDED}
+        if not force and not gone:
+            raise MachineStateError(
+                f"VM {name!r} is {status.state}: `rayvisor stop {name}` first, or use --force"
+            )
+        # Forgotten first, so that its host does not write down how a removed VM ended.
+        self._ledger.release(name, status.token)
+        self._carrier.kill(name)
+        return status
+
+    def _statuses(self, placements: Sequence[Placement]) -> list[VmStatus]:
+        placed = [p for p in placements if p.pid]
+        answers = dict(zip(placed, self._carrier.ask([p.name for p in placed]), strict=True))
+        return [
+            _describe(p, answer, self._last_words(p, answer))
+            for p in placements
+            for answer in [answers.get(p)]
+        ]
+
+    def _last_words(self, placement: Placement, answer: Answer | None) -> LastWords | None:
+        if not isinstance(answer, Gone):
+            return None
+        waited_s, step_s = 0.0, 0.02
+        while True:
+            words = read_end(self._store, placement.name, placement.token)
+            if words is not None or waited_s >= LAST_WORDS_WAIT_S:
+                break
+            self._pause_s(step_s)
+            waited_s += step_s
+        if words is None:
+            reason = answer.reason or f"the VM's process {placement.pid} is gone"
+            words = LastWords(VmState.FAILED, reason, time.time())
+            write_end(self._store, placement.name, placement.token, words)
+        return words
+
+
+_ENDED = {VmState.STOPPED, VmState.HALTED, VmState.EXITED, VmState.CRASHED}
+
+
+def _describe(placement: Placement, answer: Answer | None, words: LastWords | None) -> VmStatus:
+    request = placement.request
+    state, reason, uptime_s, exit_status = VmState.CREATING, "", 0.0, None
+    if words is not None:
+        state, reason = words.state, words.reason
+        uptime_s, exit_status = words.uptime_s, words.exit_status
+    elif isinstance(answer, GuestStatus):
+        state, reason = answer.state, answer.reason
+        uptime_s, exit_status = answer.uptime_s, answer.exit_status
+    elif answer is not None:
+        state, reason = VmState.UNREACHABLE, "its process does not answer"
+    return VmStatus(
+        name=request.name,
+        state=state,
+        host=placement.host_name,
+        pid=placement.pid,
+        memory_bytes=request.memory_bytes,
+        cpus=request.cpus,
+        image=request.image,
+        token=placement.token,
+        created_unix_s=placement.created_unix_s,
+        uptime_s=uptime_s,
+        reason=reason,
+        exit_status=exit_status,
+    )

@@ -1,0 +1,207 @@
+"""One VM as its own process sees it: a `Vm`, how long it has run, and how it ended.
+
+Plain and tested without Ray; `rayvisor.actors.vm` is the shell around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Report, VmState
+from rayvisor.vmm.debug.census import census_as_dict
+from rayvisor.vmm.debug.disasm import Instruction, disassemble_at
+from rayvisor.vmm.errors import MachineStateError
+from rayvisor.vmm.machine import PowerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.vmm.exits import ExitCensus
+    from rayvisor.vmm.vm import Vm
+
+_log = logging.getLogger(__name__)
+
+_STATES: Final = {
+    PowerState.OFF: VmState.STOPPED,
+    PowerState.RUNNING: VmState.RUNNING,
+    PowerState.PAUSED: VmState.PAUSED,
+    PowerState.HALTED: VmState.HALTED,
+    PowerState.EXITED: VmState.EXITED,
+    PowerState.CRASHED: VmState.CRASHED,
+}
+
+
+class Guest:
+    """A running `Vm` under a fencing token. Thread-safe, as the `Vm` is.
+
+    Args:
+        vm: not yet started.
+        token: the fencing token it runs under.
+        remember: called with the VM's last words when the guest ends, on a thread of its own.
+        forget: called when it starts again.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        token: int,
+        *,
+        remember: Callable[[LastWords], None],
+        forget: Callable[[], None],
+    ) -> None:
+        self._vm = vm
+        self._token = token
+        self._remember = remember
+        self._forget = forget
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._started_s = 0.0
+        self._ended_s: float | None = None
+        self._watch: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Power on."""
+        with self._lock:
+            self._start(self._vm.start)
+
+    def stop(self) -> GuestStatus:
+        """Power off, wherever the guest is. Harmless when it has ended."""
+        with self._lock:
+            watch = self._watch
+            if self._state().is_live:
+                self._stopped = True
+                self._vm.stop()
+        if watch is not None:
+            watch.join()
+        return self.status()
+
+    def reset(self) -> GuestStatus:
+        """Reboot: load the boot source again and start over, also after the guest has ended."""
+        with self._lock:
+            if self._state().is_live:
+                self._vm.reset()
+                self._started_s = time.monotonic()
+            else:
+                if self._watch is not None:
+                    self._watch.join()
+                self._forget()
+                self._start(self._vm.start)
+        return self.status()
+
+    def status(self) -> GuestStatus:
+        """Where it stands."""
+        state = self._state()
+        return GuestStatus(
+            token=self._token,
+            state=state,
+            pid=os.getpid(),
+            uptime_s=self._uptime_s(),
+            reason=self._reason(state),
+            exit_status=self._vm.machine.exit_status,
+        )
+
+    def read_console(self, offset: int, max_bytes: int, timeout_s: float) -> ConsoleChunk:
+        """Console output from `offset` on, waiting up to `timeout_s` seconds for some.
+
+        A negative offset is the start of what is kept.
+        """
+        console = self._vm.console
+        # Asked before reading: what a guest says last is in the chunk that says it is over.
+        live = self._state().is_live
+        wait_s = timeout_s if live else 0.0
+        first, data = console.read(max(offset, 0), max_bytes=max_bytes, timeout_s=wait_s)
+        return ConsoleChunk(first, data, live)
+
+    def console_offsets(self) -> tuple[int, int]:
+        """The console's output that is kept, as (first, end) byte offsets."""
+        return self._vm.console.start_offset, self._vm.console.end_offset
+
+    def send_console(self, data: bytes) -> None:
+        """Type.
+
+        Raises:
+            MachineStateError: the guest has ended.
+        """
+        state = self._state()
+        if not state.is_live:
+            raise MachineStateError(f"nobody reads this console: the guest is {state.value}")
+        self._vm.console.send(data)
+
+    def wait(self, timeout_s: float) -> GuestStatus | None:
+        """Where it stands once the guest has ended, or None after `timeout_s` seconds."""
+        power = self._vm.wait(timeout_s)
+        watch = self._watch
+        if power is None or watch is None:
+            return None
+        watch.join()
+        return self.status()
+
+    def report(self) -> Report:
+        """The VM's report."""
+        return self._vm.report()
+
+    def exits(self) -> ExitCensus:
+        """The exit census."""
+        return self._vm.exits()
+
+    def exit_sites(self, limit: int) -> Report:
+        """The exit census with the instructions it came from, in JSON's terms."""
+        machine = self._vm.machine
+        return self._vm.call(
+            lambda: census_as_dict(
+                machine.exits(), machine.cpu_state(), machine.ram.read, limit=limit
+            )
+        )
+
+    def disassemble(self, address: int | None, count: int) -> list[Instruction]:
+        """At most `count` instructions at a linear address (None: at RIP)."""
+        machine = self._vm.machine
+        return self._vm.call(
+            lambda: disassemble_at(machine.cpu_state(), machine.ram.read, address, count)
+        )
+
+    def _start(self, start: Callable[[], None]) -> None:
+        self._stopped = False
+        self._ended_s = None
+        self._started_s = time.monotonic()
+        start()
+        self._watch = threading.Thread(target=self._see_it_end, name="guest-watch", daemon=True)
+        self._watch.start()
+
+    def _see_it_end(self) -> None:
+        self._vm.wait()
+        self._ended_s = time.monotonic()
+        state = self._state()
+        _log.info("guest is %s: %s", state, self._reason(state))
+        self._remember(
+            LastWords(
+                state=state,
+                reason=self._reason(state),
+                ended_unix_s=time.time(),
+                uptime_s=self._uptime_s(),
+                exit_status=self._vm.machine.exit_status,
+            )
+        )
+
+    def _uptime_s(self) -> float:
+        end_s = self._ended_s
+        return (time.monotonic() if end_s is None else end_s) - self._started_s
+
+    def _state(self) -> VmState:
+        state = _STATES[self._vm.power]
+        return VmState.STOPPED if self._stopped and not state.is_live else state
+
+    def _reason(self, state: VmState) -> str:
+        machine = self._vm.machine
+        if state is VmState.CRASHED:
+            return machine.crash_reason or "the guest crashed"
+        if state is VmState.EXITED:
+            return f"debug exit with status {machine.exit_status}"
+        return {
+            VmState.STOPPED: "powered off by `stop`",
+            VmState.HALTED: "the guest powered off or halted",
+        }.get(state, "")

@@ -1,0 +1,38 @@
+"""The host actor: one for each Ray node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ray
+
+from rayvisor.actors.hosting import Host
+from rayvisor.actors.store import RayStore
+from rayvisor.actors.vm import VmSpawner
+from rayvisor.actors.watch import ProcessWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rayvisor.actors.records import Capacity, GuestStatus, Placement
+    from rayvisor.vmm.spec import BootSource
+
+
+class HostActor:
+    """Ray shell around `Host`: marshals calls, adds no behaviour."""
+
+    def __init__(self) -> None:
+        node_id = ray.get_runtime_context().get_node_id()
+        self._host: Host[Sequence[ray.ObjectRef[BootSource]]] = Host(
+            node_id, RayStore(), VmSpawner(node_id), ProcessWatch()
+        )
+
+    def capacity(self) -> Capacity:
+        """See `Host.capacity`."""
+        return self._host.capacity()
+
+    def start_vm(
+        self, placement: Placement, boot: Sequence[ray.ObjectRef[BootSource]]
+    ) -> GuestStatus:
+        """See `Host.start_vm`."""
+        return self._host.start_vm(placement, boot)

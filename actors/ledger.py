@@ -1,0 +1,178 @@
+"""The placement record: which host owns which VM, decided in one place and written down.
+
+Keys in the store::
+
+    token           the greatest fencing token ever given out, in decimal
+    vm/NAME         the VM's Placement, as JSON
+    end/NAME        how it ended, as JSON with its token: written by whoever saw it last, the VM's
+                    own process or its host
+
+Every change is in the store before the call that makes it returns, so a new `Ledger` over the
+same store is the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
+
+from rayvisor.actors.records import LastWords, Placement, VmRequest
+from rayvisor.vmm.errors import ClusterError, UnknownVmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.actors.store import KeyValueStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    token: int
+    words: LastWords
+
+
+_PLACEMENT = TypeAdapter(Placement)
+_END = TypeAdapter(_End)
+
+
+class NameTakenError(ClusterError):
+    """A VM of that name is there already."""
+
+
+class StaleTokenError(ClusterError):
+    """The caller's placement is no longer the one in the ledger."""
+
+
+class Ledger:
+    """The one writer of placements. Thread-safe."""
+
+    def __init__(self, store: KeyValueStore, now_s: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._placements: dict[str, Placement] = {}
+        for key in store.keys("vm/"):
+            placement = read_placement(store, key.removeprefix("vm/"))
+            if placement is not None:
+                self._placements[placement.name] = placement
+        greatest = max((p.token for p in self._placements.values()), default=0)
+        self._token = max(greatest, int(store.get("token") or b"0"))
+
+    def placements(self) -> list[Placement]:
+        """Every VM there is, by name."""
+        with self._lock:
+            return sorted(self._placements.values(), key=lambda p: p.name)
+
+    def get(self, name: str) -> Placement:
+        """Where the VM is.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        with self._lock:
+            placement = self._placements.get(name)
+        if placement is None:
+            raise UnknownVmError(f"no VM is called {name!r}; `rayvisor ls` lists them")
+        return placement
+
+    def check_free(self, name: str) -> None:
+        """Raise NameTakenError when there is a VM of that name."""
+        with self._lock:
+            self._check_free(name)
+
+    def reserve(self, request: VmRequest, host_id: str, host_name: str) -> Placement:
+        """Give a new VM to a host, with a token greater than any before.
+
+        Raises:
+            NameTakenError: the name is in use.
+        """
+        with self._lock:
+            self._check_free(request.name)
+            self._store.delete(f"end/{request.name}")
+            return self._write(
+                Placement(request, self._next_token(), host_id, host_name, self._now_s())
+            )
+
+    def confirm(self, name: str, token: int, pid: int) -> Placement:
+        """The host runs the VM in process `pid`.
+
+        Raises:
+            StaleTokenError: the VM was removed or placed anew in the meantime.
+        """
+        with self._lock:
+            return self._write(replace(self._owned(name, token), pid=pid))
+
+    def release(self, name: str, token: int) -> None:
+        """Forget the VM. Harmless when it is gone or placed anew."""
+        with self._lock:
+            placement = self._placements.get(name)
+            if placement is not None and placement.token == token:
+                self._store.delete(f"vm/{name}")
+                self._store.delete(f"end/{name}")
+                del self._placements[name]
+
+    def _check_free(self, name: str) -> None:
+        taken = self._placements.get(name)
+        if taken is not None:
+            raise NameTakenError(
+                f"a VM is called {name!r} already, on host {taken.host_name};"
+                f" choose another name or `rayvisor rm {name}`"
+            )
+
+    def _owned(self, name: str, token: int) -> Placement:
+        placement = self._placements.get(name)
+        if placement is None or placement.token != token:
+            raise StaleTokenError(f"VM {name!r} was removed or placed anew in the meantime")
+        return placement
+
+    def _next_token(self) -> int:
+        self._token += 1
+        self._store.put("token", str(self._token).encode())
+        return self._token
+
+    def _write(self, placement: Placement) -> Placement:
+        self._store.put(f"vm/{placement.name}", _PLACEMENT.dump_json(placement))
+        self._placements[placement.name] = placement
+        return placement
+
+
+def read_placement(store: KeyValueStore, name: str) -> Placement | None:
+    """What the ledger says of a VM, for readers other than its writer; None for nothing."""
+    raw = store.get(f"vm/{name}")
+    if raw is None:
+        return None
+    try:
+        return _PLACEMENT.validate_json(raw)
+    except ValidationError:
+        _log.exception("placement of VM %r is unreadable and is left out", name)
+        return None
+
+
+def write_end(store: KeyValueStore, name: str, token: int, words: LastWords) -> None:
+    """Keep how the VM with this token ended."""
+    store.put(f"end/{name}", _END.dump_json(_End(token, words)))
+
+
+def read_end(store: KeyValueStore, name: str, token: int) -> LastWords | None:
+    """How the VM with this token ended, if anybody saw it."""
+    raw = store.get(f"end/{name}")
+    if raw is None:
+        return None
+    try:
+        end = _END.validate_json(raw)
+    except ValidationError:
+        _log.exception("last words of VM %r are unreadable and are left out", name)
+        return None
+    return end.words if end.token == token else None
+
+
+def forget_end(store: KeyValueStore, name: str) -> None:
+    """The VM runs again."""
+    store.delete(f"end/{name}")

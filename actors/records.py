@@ -1,0 +1,151 @@
+"""What hosts and the cluster tell each other about VMs: plain values that pickle and print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class VmState(StrEnum):
+    """What `ls` shows of a VM."""
+
+    CREATING = "creating"
+    """Placed; its host is building it."""
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    """Powered off from outside, by `stop`."""
+    HALTED = "halted"
+    """The guest powered itself off or halted for ever."""
+    EXITED = "exited"
+    """The guest used the debug exit."""
+    CRASHED = "crashed"
+    """The guest died: triple fault, halted with interrupts off."""
+    FAILED = "failed"
+    """The VM's process is gone, or its host."""
+    UNREACHABLE = "unreachable"
+    """The VM's process is there and does not answer."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a guest is running (or paused) in it."""
+        return self in {VmState.RUNNING, VmState.PAUSED}
+
+
+@dataclass(frozen=True, slots=True)
+class VmRequest:
+    """A VM to be placed. `host` is a host's name or an unambiguous start of its id, or None."""
+
+    name: str
+    memory_bytes: int
+    cpus: int = 1
+    image: str = ""
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Who runs a VM. The cluster's ledger is the one place where this is decided.
+
+    `token` is the fencing token: every placement of a VM has a greater one than all before, and
+    a host runs a vCPU only for the token that the ledger holds for it.
+    `pid` is 0 until the host has confirmed that the VM runs.
+    """
+
+    request: VmRequest
+    token: int
+    host_id: str
+    host_name: str
+    created_unix_s: float
+    pid: int = 0
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+        return self.request.name
+
+
+@dataclass(frozen=True, slots=True)
+class LastWords:
+    """How a VM ended, kept where it outlives the VM's process."""
+
+    state: VmState
+    reason: str
+    ended_unix_s: float
+    uptime_s: float = 0.0
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a host has for VMs. `vcpus` is more than `cores`: an idle guest sleeps."""
+
+    cores: int
+    vcpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """One host: what it has and what is promised to VMs. Memory includes each VM's process."""
+
+    host_id: str
+    name: str
+    address: str
+    alive: bool
+    cores: int = 0
+    vcpus: int = 0
+    vcpus_used: int = 0
+    memory_bytes: int = 0
+    memory_used_bytes: int = 0
+    vms: int = 0
+    reason: str = ""
+    """Why it takes no VM; empty when it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStatus:
+    """What a VM's own process says of it."""
+
+    token: int
+    state: VmState
+    pid: int
+    uptime_s: float
+    reason: str = ""
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """Everything `ls` shows of a VM, put together from the ledger and from the VM itself."""
+
+    name: str
+    state: VmState
+    host: str
+    pid: int
+    memory_bytes: int
+    cpus: int
+    image: str
+    token: int
+    created_unix_s: float
+    uptime_s: float
+    reason: str = ""
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleChunk:
+    """A piece of console output. `offset` is that of its first byte since power-on.
+
+    An offset beyond the one asked for says that the bytes between are no longer kept.
+    """
+
+    offset: int
+    data: bytes = field(repr=False)
+    live: bool
+    """False once the guest has ended: after an empty chunk that is not live nothing follows."""
+
+
+Report = dict[str, Any]
+"""A VM's report as `Vm.report` makes it: plain values that JSON can carry."""

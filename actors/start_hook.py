@@ -1,0 +1,26 @@
+"""What `ray start` leaves out for a local cluster of ours: named by RAY_START_HOOK."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ray._private import services
+
+if TYPE_CHECKING:
+    from ray._private.parameter import RayParams
+
+
+def lighten(params: RayParams, _head: bool) -> None:
+    """Start neither of two processes that nobody here connects to.
+
+    One serves Ray Client, on a port of its own. The other is the dashboard's, which Ray starts,
+    at 80 MiB and a second of processor time, to report usage even where no dashboard is wanted;
+    Ray goes on without it as it does when that process cannot start.
+    """
+    params.ray_client_server_port = None
+    if not params.include_dashboard:
+        services.start_api_server = _start_nothing
+
+
+def _start_nothing(*_args: object, **_options: object) -> tuple[str, None]:
+    return "", None

@@ -1,0 +1,55 @@
+"""Where the ledger is written down: beside the cluster, not in a process of ours."""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+from ray.experimental import internal_kv
+
+_NAMESPACE = b"rayvisor"
+
+
+class KeyValueStore(Protocol):
+    """A small map that outlives the process that writes it."""
+
+    def get(self, key: str) -> bytes | None:
+        """The value, or None."""
+
+    def put(self, key: str, value: bytes) -> None:
+        """Set the value; it is there for every reader when this returns."""
+
+    def delete(self, key: str) -> None:
+        """Forget the key. Harmless when it is not there."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, sorted."""
+
+
+class RayStore:
+    """The key-value store of Ray's control service (GCS), reachable from every node.
+
+    It lives as long as the Ray cluster: actors and VMs come and go, and when it is lost, so
+    are all of them.
+    """
+
+    def get(self, key: str) -> bytes | None:
+        """The value, or None."""
+        value = internal_kv._internal_kv_get(key.encode(), namespace=_NAMESPACE)  # noqa: SLF001
+        return cast("bytes | None", value)
+
+    def put(self, key: str, value: bytes) -> None:
+        """Set the value."""
+        internal_kv._internal_kv_put(  # noqa: SLF001 - Ray offers no public one
+            key.encode(), value, overwrite=True, namespace=_NAMESPACE
+        )
+
+    def delete(self, key: str) -> None:
+        """Forget the key."""
+        internal_kv._internal_kv_del(key.encode(), namespace=_NAMESPACE)  # noqa: SLF001
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, sorted."""
+        found = internal_kv._internal_kv_list(  # noqa: SLF001
+            prefix.encode(), namespace=_NAMESPACE
+        )
+        return sorted(key.decode() for key in found)
