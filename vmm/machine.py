@@ -144,6 +144,21 @@ class Machine:
             self._input += data
         self.post(self._feed)
 
+    def waiting_input(self) -> bytes:
+        """Console input that no chip has taken yet."""
+        with self._input_lock:
+            return bytes(self._input)
+
+    def restored(self, waiting_input: bytes) -> None:
+        """State has been put in from outside: the machine is paused there."""
+        self.exit_status = None
+        self.crash_reason = None
+        with self._input_lock:
+            self._input[:] = waiting_input
+        self._input_alarm.arm(self.clock.now_ns())
+        self.on_restore()
+        self.power = PowerState.PAUSED
+
     def cpu_state(self) -> CpuState:
         """The vCPU's state.
 
