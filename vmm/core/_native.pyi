@@ -72,8 +72,25 @@ class Vcpu:
     def run_tsc(self, runs: bool, /) -> None:
         """Let the guest's TSC count, or stand still."""
 
-    def invalidate(self, offset: int, count: int, /) -> None:
-        """The host has written these bytes of RAM: forget what was translated from them."""
+    def host_wrote(self, offset: int, count: int, /) -> None:
+        """The host has written these bytes of RAM: log them, forget what was translated there."""
+
+    def start_dirty_log(self) -> None:
+        """Log every write to RAM from now on. Harmless when it is on.
+
+        Raises:
+            MemoryError: no room for a bit a page.
+        """
+
+    def stop_dirty_log(self) -> None:
+        """Log no more."""
+
+    def harvest_dirty(self) -> bytes:
+        """The pages written since the last harvest: a bit a page of the buffer, low bit first.
+
+        Raises:
+            EngineError: the log is off.
+        """
 
     def set_cpuid(self, table: bytes, /) -> None:
         """What CPUID answers: leaf, subleaf, EAX, EBX, ECX, EDX, 32 bits each."""

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "codepages.h"
+#include "dirtylog.h"
 #include "proof.h"
 #include "vcpu.h"
 

@@ -4,6 +4,7 @@
 
 #include "codepages.h"
 #include "cpu_state.h"
+#include "dirtylog.h"
 #include "ports.h"
 #include "vcpu.h"
 
@@ -276,7 +277,7 @@ static PyObject *vcpu_run_tsc(Vcpu *self, PyObject *runs)
     Py_RETURN_NONE;
 }
 
-static PyObject *vcpu_invalidate(Vcpu *self, PyObject *args)
+static PyObject *vcpu_host_wrote(Vcpu *self, PyObject *args)
 {
     unsigned long long offset, count;
     struct rv_vcpu *v = open_vcpu(self);
@@ -287,7 +288,49 @@ static PyObject *vcpu_invalidate(Vcpu *self, PyObject *args)
         return NULL;
     }
     rv_codepages_invalidate(v, offset, count);
+    rv_dirtylog_mark(v, offset, count);
     Py_RETURN_NONE;
+}
+
+static PyObject *vcpu_start_dirty_log(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    if (rv_dirtylog_start(v))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *vcpu_stop_dirty_log(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    rv_dirtylog_stop(v);
+    Py_RETURN_NONE;
+}
+
+static PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    if (!v->dirty_pages) {
+        PyErr_SetString(engine_error, "the dirty log is off: start it first");
+        return NULL;
+    }
+    size_t bytes = rv_dirtylog_bytes(v);
+    uint8_t *bitmap = malloc(bytes);
+    if (!bitmap)
+        return PyErr_NoMemory();
+    rv_dirtylog_harvest(v, bitmap);
+    PyObject *result = PyBytes_FromStringAndSize((const char *)bitmap, (Py_ssize_t)bytes);
+    free(bitmap);
+    return result;
 }
 
 static PyObject *vcpu_set_cpuid(Vcpu *self, PyObject *data)
@@ -463,7 +506,10 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(reset, METH_NOARGS),
     METHOD(set_a20, METH_O),
     METHOD(run_tsc, METH_O),
-    METHOD(invalidate, METH_VARARGS),
+    METHOD(host_wrote, METH_VARARGS),
+    METHOD(start_dirty_log, METH_NOARGS),
+    METHOD(stop_dirty_log, METH_NOARGS),
+    METHOD(harvest_dirty, METH_NOARGS),
     METHOD(set_cpuid, METH_O),
     METHOD(engine_cpuid, METH_VARARGS),
     METHOD(map_ports, METH_VARARGS),

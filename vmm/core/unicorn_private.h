@@ -172,6 +172,10 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
     RV_INTERPOSED(unprotect_code, "tlb_unprotect_code_x86_64", void, (void *uc, uint64_t ram_addr)) \
     RV_INTERPOSED(reset_dirty_by_vaddr, "tlb_reset_dirty_by_vaddr_x86_64", void,                   \
                   (void *cpu, uint64_t start, uint64_t length))                                    \
+    RV_INTERPOSED(slow_store, "tb_invalidate_phys_page_fast_x86_64", void,                         \
+                  (void *uc, void *pages, uint64_t ram_addr, int bytes, uintptr_t retaddr))        \
+    RV_INTERPOSED(store_entry, "x86_stl_phys_notdirty_x86_64", void,                               \
+                  (void *cpu, uint64_t gpa, uint32_t value))                                       \
     RV_INTERPOSED(reset_request, "qemu_system_reset_request", void, (void *uc))
 
 #endif

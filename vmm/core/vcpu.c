@@ -9,6 +9,7 @@
 #include <x86intrin.h>
 
 #include "codepages.h"
+#include "dirtylog.h"
 #include "flags.h"
 
 /* TCG's address width (its CPUID leaf 0x80000008): everything below is RAM or open bus. */
@@ -128,6 +129,7 @@ void rv_vcpu_free(struct rv_vcpu *v)
     if (v->uc)
         rv_engine.uc_close(v->uc);
     rv_codepages_detach(v);
+    rv_dirtylog_stop(v);
     rv_census_free(&v->census);
     pthread_cond_destroy(&v->wake);
     pthread_cond_destroy(&v->rearm);
@@ -144,6 +146,8 @@ void rv_vcpu_reset(struct rv_vcpu *v)
     rv_engine.set_a20(v->cpu, 1);
     rv_engine.tb_flush(v->cpu);
     rv_engine.tlb_flush(v->cpu);
+    /* What follows a reset is a boot source written into RAM by the host. */
+    rv_dirtylog_mark(v, 0, v->ram_bytes);
     v->halted = v->triple_fault = false;
     v->pending_vector = RV_NO_VECTOR;
     __atomic_store_n(&v->nmi, 0, __ATOMIC_SEQ_CST);

@@ -50,6 +50,7 @@ struct rv_vcpu {
     struct rv_region regions[RV_MAX_REGIONS];
     int region_count;
     uint8_t *code_pages; /* a bit a page of RAM: holds translated code */
+    uint8_t *dirty_pages; /* the same: written since the last harvest; NULL while the log is off */
     struct rv_board board;
     struct rv_cpuid_entry *cpuid;
     int cpuid_count;

@@ -135,7 +135,10 @@ class Vcpu:
         self.set_acknowledge = self._core.set_acknowledge
         self.reset = self._core.reset
         self.run_tsc = self._core.run_tsc
-        self.invalidate = self._core.invalidate
+        self.host_wrote = self._core.host_wrote
+        self.start_dirty_log = self._core.start_dirty_log
+        self.stop_dirty_log = self._core.stop_dirty_log
+        self.harvest_dirty = self._core.harvest_dirty
         self.engine_cpuid = self._core.engine_cpuid
 
     def run(self) -> VcpuExit:

@@ -37,6 +37,8 @@ _PORTS = (
     (0xCF8, 0xCFF, "PCI"),
 )
 
+_STOPS = ((1, "asked to"), (2, "timer due"))  # RV_STOP_ of vmm/core/vcpu.h
+
 
 def port_name(port: int) -> str:
     """What a PC has at an I/O port, or nothing if it is no classic one."""
@@ -57,6 +59,8 @@ def describe_exit(kind: str, detail: int) -> str:
             return f"leaf {detail:#x}"
         case "mmio":
             return f"address {detail:#x}"
+        case "stop":
+            return ", ".join(name for bit, name in _STOPS if detail & bit)
         case _:
             return "" if detail == 0 else f"{detail:#x}"
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 STACK_WORDS = 16
 SHOWN_EXITS = 16
 PAGE_FAULT = 14
-RECENT_FAULTS = 4
-"""How many exceptions back a page fault counts as part of the story."""
+STORY_EXITS = 8
+"""How many exits back a page fault counts as part of the story."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class CrashReport:
     def _render_code(self) -> str:
         rip = linear_rip(self.cpu)
         return "\n".join(
-            f"{'=>' if i.address == rip else '  '} {i.address:x}: {i.raw.hex(' '):<24} {i.text}"
+            f"{'=>' if i.address == rip else '  '} {i.address:x}: {i.raw.hex(' '):<30} {i.text}"
             for i in self.code
         )
 
@@ -130,8 +130,8 @@ def _walks(
     if paging_mode(cpu) is PagingMode.OFF:
         return []
     found = []
-    faults = [detail for kind, detail, _ in census.recent if kind == "exception"]
-    if cpu.pending_vector == PAGE_FAULT or PAGE_FAULT in faults[-RECENT_FAULTS:]:
+    story = [exit_[:2] for exit_ in census.recent[-STORY_EXITS:]]
+    if cpu.pending_vector == PAGE_FAULT or ("exception", PAGE_FAULT) in story:
         found.append(("CR2", walk(cpu, read, cpu.cr2)))
     found.append(("RIP", walk(cpu, read, linear_rip(cpu))))
     stack = walk(cpu, read, _stack_pointer(cpu))

@@ -1,0 +1,72 @@
+#include "dirtylog.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "vcpu.h"
+
+#define PAGE_SHIFT 12
+
+size_t rv_dirtylog_bytes(const struct rv_vcpu *v)
+{
+    return (size_t)((v->ram_bytes >> PAGE_SHIFT) + 7) / 8;
+}
+
+int rv_dirtylog_start(struct rv_vcpu *v)
+{
+    if (v->dirty_pages)
+        return 0;
+    v->dirty_pages = calloc(1, rv_dirtylog_bytes(v) + 1);
+    if (!v->dirty_pages)
+        return -1;
+    rv_engine.tlb_flush(v->cpu);
+    return 0;
+}
+
+void rv_dirtylog_stop(struct rv_vcpu *v)
+{
+    free(v->dirty_pages);
+    v->dirty_pages = NULL;
+}
+
+void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap)
+{
+    memcpy(bitmap, v->dirty_pages, rv_dirtylog_bytes(v));
+    memset(v->dirty_pages, 0, rv_dirtylog_bytes(v));
+    rv_engine.tlb_flush(v->cpu);
+}
+
+void rv_dirtylog_mark(struct rv_vcpu *v, uint64_t offset, uint64_t count)
+{
+    if (!v->dirty_pages || !count)
+        return;
+    uint64_t last = (offset + count - 1) >> PAGE_SHIFT;
+    for (uint64_t page = offset >> PAGE_SHIFT; page <= last; page++)
+        v->dirty_pages[page >> 3] |= (uint8_t)(1u << (page & 7));
+}
+
+void rv_slow_store(void *uc, void *pages, uint64_t ram_addr, int bytes, uintptr_t retaddr)
+{
+    struct rv_vcpu *v = rv_current;
+    for (int i = 0; v && v->dirty_pages && i < v->region_count; i++) {
+        const struct rv_region *r = &v->regions[i];
+        if (ram_addr - r->ram_addr < r->bytes) {
+            rv_dirtylog_mark(v, r->offset + ram_addr - r->ram_addr, (uint64_t)bytes);
+            break;
+        }
+    }
+    rv_engine.original.slow_store(uc, pages, ram_addr, bytes, retaddr);
+}
+
+void rv_store_entry(void *cpu, uint64_t gpa, uint32_t value)
+{
+    struct rv_vcpu *v = rv_current;
+    for (int i = 0; v && v->dirty_pages && i < v->region_count; i++) {
+        const struct rv_region *r = &v->regions[i];
+        if (gpa - r->gpa < r->bytes) {
+            rv_dirtylog_mark(v, r->offset + gpa - r->gpa, sizeof(value));
+            break;
+        }
+    }
+    rv_engine.original.store_entry(cpu, gpa, value);
+}
