@@ -7,6 +7,7 @@ machine check), less state that snapshots do not carry (XSAVE and all that needs
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ EXTENDED_1_EDX = _bits(11, 20, 26, 27, 29)
 INVARIANT_TSC = _bits(8)
 
 
-def _words(text: bytes) -> list[int]:
-    return [int.from_bytes(text[i : i + 4], "little") for i in range(0, len(text), 4)]
+def _text(leaf: int, registers: bytes) -> Entry:
+    """An entry whose EAX, EBX, ECX and EDX hold 16 characters."""
+    eax, ebx, ecx, edx = struct.unpack("<4I", registers)
+    return leaf, 0, eax, ebx, ecx, edx
 
 
 def cpuid_table(
@@ -57,12 +60,12 @@ def cpuid_table(
         tsc_hz: ticks a second of the guest's TSC. The guest is told, so that it need not
             spend time measuring.
     """
-    vendor = _words(VENDOR)
+    # The vendor's name runs through EBX, EDX and ECX.
+    vendor = struct.unpack("<3I", VENDOR)
     signature, _, ecx_1, edx_1 = engine(1, 0)
     _, ebx_7, _, _ = engine(7, 0)
     _, _, extended_ecx, extended_edx = engine(0x8000_0001, 0)
-    hypervisor = _words(HYPERVISOR)
-    brand = _words(BRAND.ljust(48, b"\0"))
+    brand = BRAND.ljust(48, b"\0")
     tsc_khz, tsc_mhz = tsc_hz // 1000, tsc_hz // 1_000_000
     return [
         (0, 0, MAX_LEAF, vendor[0], vendor[2], vendor[1]),
@@ -78,7 +81,7 @@ def cpuid_table(
         # TSC = crystal clock (ECX, Hz) * EBX / EAX: a crystal of 1 MHz
         (0x15, 0, 1000, tsc_khz, 1_000_000, 0),
         (0x16, 0, tsc_mhz, tsc_mhz, 100, 0),
-        (HYPERVISOR_LEAF, 0, HYPERVISOR_TIMING_LEAF, *hypervisor),
+        _text(HYPERVISOR_LEAF, struct.pack("<I", HYPERVISOR_TIMING_LEAF) + HYPERVISOR),
         (HYPERVISOR_TIMING_LEAF, 0, tsc_khz, 1000, 0, 0),
         (0x8000_0000, 0, MAX_EXTENDED_LEAF, 0, 0, 0),
         (
@@ -89,7 +92,7 @@ def cpuid_table(
             extended_ecx & EXTENDED_1_ECX,
             extended_edx & EXTENDED_1_EDX,
         ),
-        *((0x8000_0002 + i, 0, *brand[4 * i : 4 * i + 4]) for i in range(3)),
+        *(_text(0x8000_0002 + i, brand[16 * i : 16 * i + 16]) for i in range(3)),
         (0x8000_0007, 0, 0, 0, 0, INVARIANT_TSC),
         (0x8000_0008, 0, PHYSICAL_BITS | LINEAR_BITS << 8, 0, 0, 0),
     ]

@@ -53,9 +53,7 @@ def blob(max_bytes: int, default: bytes = b"") -> Any:  # noqa: ANN401 - as data
 
 def uints(bits: int, count: int) -> Any:  # noqa: ANN401 - as dataclasses.field does
     """A tuple of exactly `count` unsigned registers of `bits` bits."""
-    return field(
-        default=(0,) * count, metadata={"low": 0, "high": (1 << bits) - 1, "count": count}
-    )
+    return field(default=(0,) * count, metadata={"low": 0, "high": (1 << bits) - 1, "count": count})
 
 
 def nested(cls: type[Any], count: int | None = None) -> Any:  # noqa: ANN401 - as dataclasses.field does

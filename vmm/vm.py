@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from rayvisor.vmm import board
 from rayvisor.vmm.console import Console
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-CALL_TIMEOUT_S: Final = 10.0
+_log = logging.getLogger(__name__)
 
 
 class Vm:
@@ -40,7 +41,7 @@ class Vm:
             ConfigError: the memory or the number of CPUs cannot be had.
             EngineError: Unicorn is missing or is another build.
         """
-        self.console = Console(lambda data: self.machine.console_input(data))
+        self.console = Console(self._type)
         self.machine: Machine = board.build(spec, self.console.write)
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -48,7 +49,6 @@ class Vm:
         self._started_s: float | None = None
         self._wall_s = 0.0
         self._cpu_s = 0.0
-        self._error: BaseException | None = None
 
     @property
     def power(self) -> PowerState:
@@ -169,6 +169,9 @@ class Vm:
         with self._lock:
             self.machine.close()
 
+    def _type(self, data: bytes) -> None:
+        self.machine.console_input(data)
+
     def _ending(self) -> str:
         machine = self.machine
         match machine.power:
@@ -194,24 +197,25 @@ class Vm:
 
     def _go(self) -> None:
         self.console.reopen()
-        self._error = None
         started = threading.Event()
+        failures: list[Exception] = []
         self._started_s = time.monotonic()
         self._thread = threading.Thread(
-            target=self._run, args=(started,), name=self.machine.spec.name, daemon=True
+            target=self._run, args=(started, failures), name=self.machine.spec.name, daemon=True
         )
         self._thread.start()
         started.wait()
-        if self._error is not None:
+        if failures:
             self._thread_ends()
-            raise self._error
+            raise failures[0]
 
-    def _run(self, started: threading.Event) -> None:
+    def _run(self, started: threading.Event, failures: list[Exception]) -> None:
         self.machine.post(started.set)
         try:
             self.machine.run()
         except Exception as error:  # noqa: BLE001 - whatever a chip raised is shown by report()
-            self._error = error
+            _log.warning("%s: %s", self.machine.spec.name, error)
+            failures.append(error)
         finally:
             if self.machine.power is not PowerState.PAUSED:
                 self.console.close()

@@ -147,7 +147,7 @@ def test_the_engine_gives_back_what_it_was_given(vcpu: Vcpu, state: CpuState) ->
         {"pending_vector": 14, "halted": True},
         {"dr7": 1 << 32},
     ],
-    ids=lambda change: "-".join(change),
+    ids="-".join,
 )
 def test_an_impossible_state_is_refused_and_changes_nothing(
     vcpu: Vcpu, change: dict[str, Any]

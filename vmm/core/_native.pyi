@@ -124,9 +124,7 @@ class Vcpu:
 
     def census(
         self,
-    ) -> tuple[
-        list[int], int, list[tuple[int, int, int, int]], list[tuple[int, int, int]]
-    ]:
+    ) -> tuple[list[int], int, list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
         """Exits by kind; exits at sites beyond the table; (kind, detail, rip, count); the last."""
 
     def clear_census(self) -> None:

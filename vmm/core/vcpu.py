@@ -99,7 +99,11 @@ def decode(data: bytes) -> CpuState:
         for name, value in zip(_TRAILING_FIELDS, take(_TRAILING), strict=True)
     }
     dr = tuple(system.pop(f"dr{i}") for i in range(4))
-    names = (*SEGMENT_NAMES, "ldtr", "tr")
+    fields: dict[str, Any] = {
+        **dict(zip((*SEGMENT_NAMES, "ldtr", "tr"), segments, strict=True)),
+        **system,
+        **trailing,
+    }
     return CpuState(
         gpr=leading[:16],
         rip=leading[16],
@@ -110,9 +114,7 @@ def decode(data: bytes) -> CpuState:
         st=st,
         mxcsr=mxcsr,
         xmm=xmm,
-        **dict(zip(names, segments, strict=True)),
-        **system,
-        **trailing,
+        **fields,
     )
 
 
