@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 import tty
 from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 ESCAPE = b"\x1d"  # ctrl-]
 READ_BYTES = 4096
 JOIN_S = 10.0
+READY_POLL_S = 0.05
+READY_PATIENCE_S = 10.0
 LEAVE_SCREEN = b"\x1b[0m\x1b[?25h\r\n"  # plain letters, cursor shown, a line of its own
 GUARD_SCRIPT = 'read -r line || exec stty "$1" <&1'
 
@@ -60,6 +63,7 @@ def attach(
     alive: Callable[[], bool],
     escape: bytes = ESCAPE,
     eof_ends: bool = False,
+    ready: Callable[[], bool] = lambda: True,
     poll_s: float = 0.2,
     output_fd: int = 1,
 ) -> AttachEnd:
@@ -75,6 +79,8 @@ def attach(
         alive: Whether more output may come; asked after a `read` that gave nothing.
         escape: The byte that leaves, when typed on a terminal.
         eof_ends: Leave at the end of the standard input instead of running on without.
+        ready: Whether the guest listens yet. Without a terminal the input waits for that, at most
+            `READY_PATIENCE_S`: a serial port that is being set up drops what came before.
         poll_s: The timeout that `read` is given, in seconds; bounds how late the end is seen.
         output_fd: Where the output goes.
 
@@ -89,7 +95,9 @@ def attach(
     with signals.caught(), _raw(0) if interactive else contextlib.nullcontext():
         try:
             pump.start()
-            escape = escape if interactive else b""
+            if not interactive:
+                escape = b""
+                _await_ready(pump, signals, ready)
             end = _feed(pump, signals, send, escape, eof_ends=eof_ends)
         finally:
             pump.stop()
@@ -162,6 +170,16 @@ def _write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
 
 
+def _await_ready(pump: _OutputPump, signals: _Signals, ready: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + READY_PATIENCE_S
+    while not ready() and time.monotonic() < deadline_s:
+        woken, _, _ = select.select([pump.done_fd, signals.fd], [], [], READY_POLL_S)
+        if signals.fd in woken:
+            signals.check()
+        if pump.done_fd in woken:
+            return
+
+
 def _feed(
     pump: _OutputPump,
     signals: _Signals,
@@ -175,7 +193,7 @@ def _feed(
     while True:
         ready, _, _ = select.select(waiting, [], [])
         if signals.fd in ready:
-            signals.leave()
+            signals.check()
         if pump.done_fd in ready:
             return AttachEnd.ENDED
         try:
@@ -263,7 +281,7 @@ def _on_main_thread() -> bool:
 class _Signals:
     """SIGTERM and SIGHUP as something to wait for, so that they interrupt nothing half-done.
 
-    The second one does interrupt, for whoever hangs in a call.
+    `fd` is readable after any signal. The second one does interrupt, for whoever hangs in a call.
     """
 
     def __init__(self) -> None:
@@ -275,14 +293,19 @@ class _Signals:
     def caught(self) -> Iterator[None]:
         """Catch them; off the main thread, where Python allows no handlers, do nothing."""
         previous = {}
+        previous_fd = -1
         try:
             if _on_main_thread():
+                # A signal just before select() would not end it: Python's handlers run after.
+                previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
                 for number in (signal.SIGTERM, signal.SIGHUP):
                     previous[number] = signal.signal(number, self._note)
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            if _on_main_thread():
+                signal.set_wakeup_fd(previous_fd)
             os.close(self.fd)
             os.close(self._write_fd)
 
@@ -290,7 +313,12 @@ class _Signals:
         if self.number:
             self.leave()
         self.number = number
-        os.write(self._write_fd, b"!")
+
+    def check(self) -> None:
+        """Leave if one came; call when `fd` is readable."""
+        os.read(self.fd, READ_BYTES)
+        if self.number:
+            self.leave()
 
     def leave(self) -> NoReturn:
         """End the process with the status that a shell expects, everything put back on the way."""

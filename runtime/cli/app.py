@@ -74,11 +74,7 @@ def register_all() -> typer.Typer:
     """The app with the commands of every module on it. Harmless to call again."""
     if not app.registered_commands:
         for name in COMMAND_MODULES:
-            try:
-                module = import_module(f"rayvisor.runtime.cli.{name}")
-            except ModuleNotFoundError:
-                continue
-            module.register(app)
+            import_module(f"rayvisor.runtime.cli.{name}").register(app)
     return app
 
 

@@ -35,7 +35,7 @@ def from_image(name: str, append: str, *, quiet: bool = False) -> BootSource:
 
 def ensure_image(store: ImageStore, name: str, *, quiet: bool = False) -> None:
     """Build the image `name` with progress if it is one that can be built and is not there."""
-    from rayvisor.runtime.images.store import KINDS
+    from rayvisor.runtime.images import KINDS
 
     if name not in KINDS or any(image.name == name for image in store.ls()):
         return

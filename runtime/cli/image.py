@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayvisor.runtime.cli.output import JsonOption, Step, emit, step
-from rayvisor.runtime.images.recipe import RECIPES
 from rayvisor.runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def _complete_kind(incomplete: str) -> Iterator[tuple[str, str]]:
+    from rayvisor.runtime.images import RECIPES
+
     for recipe in RECIPES.values():
         if recipe.name.startswith(incomplete):
             yield recipe.name, recipe.summary

@@ -190,9 +190,16 @@ def _attach(vm: Vm, *, output_fd: int) -> AttachEnd:
         vm.console.send,
         start_offset=0,
         alive=lambda: vm.power in {PowerState.RUNNING, PowerState.PAUSED},
+        ready=lambda: _listens(vm),
         poll_s=POLL_S,
         output_fd=output_fd,
     )
+
+
+def _listens(vm: Vm) -> bool:
+    """Whether the guest has its serial port open: receive interrupts on, or ready to send."""
+    uart = vm.machine.devices["uart"].snapshot()
+    return bool(uart.ier & 0b01 or uart.mcr & 0b10)
 
 
 def _status(plain: dict[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """A process that attaches its standard streams to an echoing guest. Its words go to a file.
 
-Usage: terminal_child.py LOG [eof-ends] [bad-read]. The guest answers <x> to x, and ends at q.
+Usage: terminal_child.py LOG [eof-ends] [bad-read] [late]. The guest answers <x> to x, and ends at
+q; with "late" it listens only when it has been asked three times.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from rayvisor.runtime.terminal import attach
 from rayvisor.vmm.errors import ClusterError
 
+ENOUGH = 3
+
 
 class Guest:
     """Echoes."""
@@ -19,6 +22,7 @@ class Guest:
     def __init__(self) -> None:
         self.output = b"guest ready\r\n"
         self.alive = True
+        self.asked = 0
         self.said_more = threading.Condition()
 
     def send(self, data: bytes) -> None:
@@ -28,6 +32,15 @@ class Guest:
                 self.output += b"bye"
                 self.alive = False
             self.said_more.notify()
+
+    def ready(self) -> bool:
+        if "late" not in sys.argv:
+            return True
+        with self.said_more:
+            self.asked += 1
+            if self.asked == ENOUGH:
+                self.output += b"listening"
+            return self.asked >= ENOUGH
 
     def read(self, offset: int, timeout_s: float) -> tuple[int, bytes]:
         with self.said_more:
@@ -48,6 +61,7 @@ def main() -> None:
             start_offset=0,
             alive=lambda: guest.alive,
             eof_ends="eof-ends" in sys.argv,
+            ready=guest.ready,
         )
         log.write_text(f"end {end}")
     except BaseException as error:

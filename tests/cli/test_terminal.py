@@ -176,6 +176,15 @@ def test_a_file_is_fed(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "end ended"
 
 
+def test_input_waits_until_the_guest_listens(tmp_path: Path) -> None:
+    with child(tmp_path / "log", "late", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"q")
+        process.stdin.flush()
+        assert process.communicate(timeout=PATIENCE_S)[0] == b"guest ready\r\nlistening<q>bye"
+
+
 def test_the_end_of_the_input_can_be_the_end(tmp_path: Path) -> None:
     with child(tmp_path / "log", "eof-ends", stdin=subprocess.DEVNULL) as process:
         process.wait(PATIENCE_S)

@@ -83,6 +83,8 @@ def test_equal_neighbours_share_a_line() -> None:
         ("interrupt", 0x30, "vector 0x30"),
         ("mmio", 0xFEE00020, "address 0xfee00020"),
         ("hlt", 0, ""),
+        ("stop", 2, "timer due"),
+        ("stop", 3, "asked to, timer due"),
         ("new", 7, "0x7"),
     ],
 )

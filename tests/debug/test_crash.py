@@ -151,7 +151,7 @@ def test_the_dictionary_is_json_and_holds_the_text() -> None:
 
 def test_an_old_page_fault_is_no_part_of_the_story() -> None:
     report = long_mode_guest()
-    exceptions = [("exception", vector, 0) for vector in (14, 3, 3, 3, 3)]
+    exceptions = [("exception", vector, 0) for vector in (14, *[3] * 8)]
     later = CrashReport.build(
         report.cpu, reader({}), ExitCensus({}, [], exceptions), "triple fault"
     )
