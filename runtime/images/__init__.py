@@ -7,10 +7,11 @@ from rayvisor.runtime.images.cpio import append_files
 from rayvisor.runtime.images.guest_init import BANNER_PREFIX
 from rayvisor.runtime.images.image import Image
 from rayvisor.runtime.images.recipe import RECIPES, Recipe
-from rayvisor.runtime.images.store import ImageStore
+from rayvisor.runtime.images.store import KINDS, ImageStore
 
 __all__ = [
     "BANNER_PREFIX",
+    "KINDS",
     "RECIPES",
     "Image",
     "ImageStore",
