@@ -81,7 +81,8 @@ def i8259(now_ns: int = 0) -> Rig:
     def poke(n: int) -> object:
         if n & 0x10:
             return chip.acknowledge()
-        return chip.set_line(n & 7, bool(n & 8))
+        chip.set_line(n & 7, bool(n & 8))
+        return None
 
     return Rig(clock, log, (chip,), 3, poke)
 
@@ -93,8 +94,9 @@ def pic_pair(now_ns: int = 0) -> Rig:
     def poke(n: int) -> object:
         if n & 0x20:
             return pair.acknowledge()
-        irq = n & 0xF
-        return pair.line(irq)(bool(n & 0x10)) if irq != 2 else None
+        if n & 0xF != 2:
+            pair.line(n & 0xF)(bool(n & 0x10))
+        return None
 
     return Rig(clock, log, (pair.master, pair.slave), 3, poke)
 
@@ -104,7 +106,10 @@ def i8254(now_ns: int = 0) -> Rig:
     chip = I8254(clock, (log.wire("out0"), None, log.wire("out2")))
 
     def poke(n: int) -> object:
-        return chip.out(n & 3) if n & 3 < 3 else chip.set_gate(n >> 3 & 3 and 2, bool(n & 4))
+        if n & 3 < 3:
+            return chip.out(n & 3)
+        chip.set_gate(2 if n & 0x10 else 0, bool(n & 4))
+        return None
 
     return Rig(clock, log, (chip,), 4, poke)
 
@@ -123,8 +128,10 @@ def uart16550(now_ns: int = 0) -> Rig:
         if n & 1:
             return chip.feed(bytes(range(n)))
         if n & 2:
-            return chip.write_burst(bytes(range(n)))
-        return chip.set_modem_lines(n << 2)
+            chip.write_burst(bytes(range(n)))
+        else:
+            chip.set_modem_lines(n << 2)
+        return None
 
     return Rig(clock, log, (chip,), 8, poke)
 
