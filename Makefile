@@ -26,7 +26,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What pyproject.toml says the build needs. In .venv itself, so that `make native` is quick.
 export BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
 
-# A sanitizer reports on the standard error of the process and ends it: pytest must not hold that back.
 # That the core under test is the sanitized one and not the one built in place.
 export EXPECT_SANITIZED := from rayvisor.vmm.core import _native as n; assert "$(SANITIZED)/" in n.__file__, n.__file__
 
@@ -101,6 +100,7 @@ pytest: image .venv/.dev ## the tests alone
 	@echo "Running the tests (pytest)"
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
+# --capture=sys: a sanitizer writes to the process's own standard error, then ends it.
 .PHONY: sanitize
 sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	@$(STEP) "Building the native core with sanitizers" \
@@ -113,7 +113,15 @@ sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	$(PY) -P -c "$$EXPECT_SANITIZED"; \
 	$(PY) -P -m pytest -p no:cacheprovider --capture=sys $(CORE_TESTS) $(PYTEST_ARGS)
 
+.PHONY: soak
+soak: image .venv/.dev ## guests and random input, again and again for SOAK_S seconds
+	@.ci/soak $(SOAK_S) $(PYTEST_ARGS)
+
 # --- Measuring it -----------------------------------------------------------------------------
+
+.PHONY: bench
+bench: image ## every figure beside its peer, into bench/results/
+	@$(PY) -m bench
 
 .PHONY: clean
 clean: ## remove what was built, but neither .venv nor the guest images
