@@ -214,8 +214,9 @@ class Vm:
         try:
             self.machine.run()
         except Exception as error:  # noqa: BLE001 - whatever a chip raised is shown by report()
-            _log.warning("%s: %s", self.machine.spec.name, error)
             failures.append(error)
+            if started.is_set():  # otherwise `start` raises it
+                _log.warning("%s: %s", self.machine.spec.name, error)
         finally:
             if self.machine.power is not PowerState.PAUSED:
                 self.console.close()
