@@ -9,6 +9,7 @@ raises becomes one line on standard error (with --json, one JSON object ``{"erro
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -129,6 +130,7 @@ def _ensure_standard_streams() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (default: the process's) and give the exit status."""
     _ensure_standard_streams()
+    logging.basicConfig(format="rayvisor: %(message)s", level=logging.WARNING)
     words = list(sys.argv[1:] if args is None else args)
     options = words[: words.index("--")] if "--" in words else words
     try:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayvisor.runtime.cli.output import JsonOption, Step, emit, step
+from rayvisor.runtime.cli.output import JsonOption, emit, step
 from rayvisor.runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import RenderableType
 
     from rayvisor.runtime.images import Image
@@ -46,21 +43,6 @@ def _as_dict(image: Image) -> dict[str, Any]:
     }
 
 
-def teller(current: Step) -> Callable[[str, float | None], None]:
-    """Progress of a build for `current`: percentages on a terminal, one line a step elsewhere."""
-    terminal = sys.stderr.isatty()
-    last = ""
-
-    def tell(message: str, fraction: float | None) -> None:
-        nonlocal last
-        text = message if fraction is None or not terminal else f"{message} {fraction:.0%}"
-        if text != last:
-            last = text
-            current(text)
-
-    return tell
-
-
 def build(
     kind: Annotated[
         str, typer.Argument(help="What to build.", autocompletion=_complete_kind)
@@ -78,7 +60,7 @@ def build(
     from rayvisor.runtime.images import ImageStore
 
     with step(f"Image {kind}", quiet=as_json) as current:
-        image = ImageStore().build(kind, progress=teller(current), refresh=refresh)
+        image = ImageStore().build(kind, progress=current, refresh=refresh)
 
     def render() -> RenderableType:
         kernel = image.packages[0]
