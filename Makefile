@@ -57,7 +57,7 @@ setup: .venv/.installed native ## make .venv, install Rayvisor in it, build the 
 	@touch $@
 
 .PHONY: native
-native: $(CORE) ## build the native core in place
+native: .venv/.installed $(CORE) ## build the native core in place
 
 # Order only: the installation builds the core too, and its stamp is newer than the core.
 $(CORE): $(CORE_SOURCES) | .venv/.installed
