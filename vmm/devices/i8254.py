@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices import i8254_counter as counter
 from rayvisor.vmm.devices.checking import checked_copy, require
-from rayvisor.vmm.devices.i8254_counter import RUNNING, TICK_BITS, CounterState
-from rayvisor.vmm.state import nested, ranged, uints
+from rayvisor.vmm.devices.i8254_counter import RUNNING, CounterState
+from rayvisor.vmm.state import nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,15 +46,10 @@ def time_of_tick_ns(tick: int) -> int:
 
 @dataclass(slots=True)
 class I8254State:
-    """The three counters, and what the listeners of their outputs have been shown.
-
-    `shown_level` has a bit for each output; rises up to CLK tick `shown_tick` were shown.
-    """
+    """The three counters."""
 
     SCHEMA: ClassVar[tuple[str, int]] = ("i8254", 1)
     counters: tuple[CounterState, ...] = nested(CounterState, 3)
-    shown_level: int = ranged(0, 7, 0)
-    shown_tick: tuple[int, ...] = uints(TICK_BITS, 3)
 
 
 class I8254:
@@ -87,10 +82,10 @@ class I8254:
 
     def reset(self) -> None:
         """Power-up: no counter is programmed (mode 0, OUT low); gates as constructed."""
-        shown = self._s.shown_level
+        before = self._s.counters
         self._s = self._power_on()
         for n, out in enumerate(self._outputs):
-            if out is not None and shown >> n & 1:
+            if out is not None and before[n].shown:
                 out(False)
             self._arm(n)
 
@@ -106,8 +101,7 @@ class I8254:
         now = self._tick()
         self._show(n, now)
         counter.set_gate(self._s.counters[n], level, now)
-        self._show(n, now)
-        self._arm(n)
+        self._changed(n, now)
 
     def read(self, offset: int) -> int:
         """A byte of counter 0..2; the control register cannot be read."""
@@ -123,9 +117,8 @@ class I8254:
             self._write_control(value, now)
         elif 0 <= offset < CONTROL:
             self._show(offset, now)
-            counter.write_byte(self._s.counters[offset], value, now)
-            self._show(offset, now)
-            self._arm(offset)
+            if counter.write_byte(self._s.counters[offset], value, now):
+                self._changed(offset, now)
 
     def snapshot(self) -> I8254State:
         """A copy of the registers."""
@@ -148,14 +141,13 @@ class I8254:
         self._s = s
         for n, out in enumerate(self._outputs):
             if out is not None:
-                out(bool(s.shown_level >> n & 1))
+                out(s.counters[n].shown)
             self._arm(n)
 
     def _power_on(self) -> I8254State:
         now = self._tick()
         return I8254State(
-            counters=tuple(CounterState(gate=gate) for gate in self._gates),
-            shown_tick=(now,) * 3,
+            counters=tuple(CounterState(gate=gate, shown_tick=now) for gate in self._gates)
         )
 
     def _tick(self) -> int:
@@ -177,8 +169,7 @@ class I8254:
             return
         self._show(n, now)
         counter.program(self._s.counters[n], value & 0x3F, now)
-        self._show(n, now)
-        self._arm(n)
+        self._changed(n, now)
 
     def _settled(self, n: int, now: int) -> CounterState:
         """Counter `n`, with a new count taken up if its time has come."""
@@ -188,51 +179,56 @@ class I8254:
         return c
 
     def _on_alarm(self, n: int) -> None:
-        s = self._s
+        c = self._s.counters[n]
         now = self._tick()
-        rise = counter.next_rise(s.counters[n], s.shown_tick[n])
+        rise = counter.next_rise(c, c.shown_tick)
         if rise is not None and rise <= now:
             self._pulse(n)
-            self._shown_until(n, now)
+            c.shown_tick = now
         self._arm(n)
 
     def _show(self, n: int, now: int) -> None:
-        """Show the listener of counter `n` what happened to OUT until `now`; settle it."""
-        s = self._s
-        c = s.counters[n]
-        out = self._outputs[n]
-        if out is None:
+        """Settle counter `n`, and show its listener what happened to OUT until `now`."""
+        c = self._s.counters[n]
+        if self._outputs[n] is None:
             counter.settle(c, now)
             return
-        rise = counter.next_rise(c, s.shown_tick[n])
+        rise = counter.next_rise(c, c.shown_tick)
         counter.settle(c, now)
         if rise is not None and rise <= now:
             self._pulse(n)
+        c.shown_tick = now
+        self._drive(n, now)
+
+    def _changed(self, n: int, now: int) -> None:
+        """Counter `n`, shown until `now`, has been written."""
+        if self._outputs[n] is not None:
+            self._drive(n, now)
+            self._arm(n)
+
+    def _drive(self, n: int, now: int) -> None:
+        c = self._s.counters[n]
         level = counter.out_level(c, now)
-        if level != bool(s.shown_level >> n & 1):
-            s.shown_level ^= 1 << n
+        out = self._outputs[n]
+        if level != c.shown and out is not None:
+            c.shown = level
             out(level)
-        self._shown_until(n, now)
 
     def _pulse(self, n: int) -> None:
+        c = self._s.counters[n]
         out = self._outputs[n]
         if out is not None:
-            if self._s.shown_level >> n & 1:
+            if c.shown:
                 out(False)
-            self._s.shown_level |= 1 << n
+            c.shown = True
             out(True)
-
-    def _shown_until(self, n: int, now: int) -> None:
-        shown = list(self._s.shown_tick)
-        shown[n] = now
-        self._s.shown_tick = tuple(shown)
 
     def _arm(self, n: int) -> None:
         alarm = self._alarms[n]
         if alarm is None:
             return
         c = self._s.counters[n]
-        after = self._s.shown_tick[n]
+        after = c.shown_tick
         if c.reload < SHORTEST_PERIOD_TICKS and counter.mode_of(c) in counter.RELOADING:
             after += SHORTEST_PERIOD_TICKS - c.reload
         rise = counter.next_rise(c, after)

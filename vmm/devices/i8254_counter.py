@@ -53,6 +53,9 @@ class CounterState:
     output_latch: int = uint(16)
     status_latched: bool = flag()
     status_latch: int = uint(8)
+    shown: bool = flag()
+    shown_tick: int = uint(TICK_BITS)
+    """Whoever listens to OUT was shown level `shown`, and every rise up to `shown_tick`."""
 
 
 def mode_of(c: CounterState) -> int:
@@ -69,18 +72,24 @@ def program(c: CounterState, control: int, now: int) -> None:
     c.held = RUNNING
 
 
-def write_byte(c: CounterState, value: int, now: int) -> None:
-    """A byte into the count register; the last byte of a count sets it to work."""
+def write_byte(c: CounterState, value: int, now: int) -> bool:
+    """A byte into the count register: whether it did anything to the counter.
+
+    The first of two bytes does only in mode 0, where it stops the count.
+    """
     access = c.control >> 4
     if access == RW_BOTH and not c.write_high:
         c.low_byte = value
         c.write_high = True
-        if mode_of(c) == 0 and c.counting and c.held == RUNNING:
+        if mode_of(c) != 0:
+            return False
+        if c.counting and c.held == RUNNING:
             c.held = max(0, now - c.origin)
-        return
+        return True
     c.write_high = False
     raw = value << 8 | c.low_byte if access == RW_BOTH else value << 8 * (access == RW_MSB)
     _write_count(c, _decode(raw, c.control & 1), now)
+    return True
 
 
 def set_gate(c: CounterState, level: bool, now: int) -> None:

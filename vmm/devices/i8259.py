@@ -209,7 +209,7 @@ class I8259:
         if not ready or s.next_icw:
             return -1
         ir = self._highest(ready)
-        # In special mask mode a level in service that is masked holds nobody back.
+        # In special mask mode a masked level that is in service holds nobody back.
         busy = s.isr & ~s.imr if s.special_mask else s.isr
         if not busy:
             return ir
@@ -224,9 +224,10 @@ class I8259:
 
     def _highest(self, bits: int) -> int:
         """The bit of highest priority in `bits`, which is not 0."""
-        shift = (self._s.lowest_ir + 1) & 7
-        turned = bits >> shift | bits << (8 - shift) & 0xFF
-        return ((turned & -turned).bit_length() - 1 + shift) & 7
+        first = (self._s.lowest_ir + 1) & 7
+        if first:
+            bits = bits >> first | bits << (8 - first) & 0xFF
+        return ((bits & -bits).bit_length() - 1 + first) & 7
 
     def _set_trigger(self) -> None:
         s = self._s
