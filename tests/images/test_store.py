@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rayvisor.runtime.images import ImageStore
+from rayvisor.runtime.images import Image, ImageStore
 from rayvisor.vmm.errors import ImageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BUILD = """
 import sys
 from pathlib import Path
-from rayvisor.runtime.images import ImageStore
+from rayvisor.runtime.images import Image, ImageStore
 print(ImageStore(Path(sys.argv[1])).build("debian").digest)
 """
 
@@ -45,6 +45,12 @@ def leftovers(store: ImageStore) -> list[Path]:
     return [p for p in store.root.rglob("*") if p.is_file() and p.parent.name != "locks"]
 
 
+def content(image: Image) -> tuple[bytes, bytes, str]:
+    """What a machine would boot, in a form that compares."""
+    source = image.boot_source()
+    return source.kernel[:], source.initrd[:], source.cmdline
+
+
 def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
     path.chmod(0o644)
     path.write_bytes(change(path.read_bytes()))
@@ -55,9 +61,9 @@ def test_build_gives_a_bootable_set_of_files(archive: Archive, store: ImageStore
     image = store.build("debian", lambda message, fraction: said.append((message, fraction)))
     assert image.kernel.read_bytes() == archive.kernel
     source = image.boot_source("loglevel=7")
-    assert source.kernel == archive.kernel
-    assert source.initrd == image.initrd.read_bytes()
-    assert archive.busybox in source.initrd
+    assert source.kernel[:] == archive.kernel
+    assert source.initrd[:] == image.initrd.read_bytes()
+    assert archive.busybox in source.initrd[:]
     assert source.cmdline.startswith("console=ttyS0")
     assert source.cmdline.endswith(" loglevel=7")
     assert [(p.name, p.version) for p in image.packages] == [
@@ -90,7 +96,7 @@ def test_refresh_downloads_only_what_is_new(archive: Archive, store: ImageStore)
     assert second.kernel.read_bytes() == archive.kernel
     assert second.digest != first.digest
     assert not first.kernel.exists(), "nobody needs the old kernel"
-    assert second.boot_source().kernel == archive.kernel
+    assert second.boot_source().kernel[:] == archive.kernel
     with pytest.raises(ImageError, match=r"image debian: cannot read"):
         first.boot_source()
 
@@ -104,7 +110,7 @@ def test_a_new_init_needs_no_network(
     second = store.build("debian")
     assert archive.requests == []
     assert second.kernel == first.kernel
-    assert b"# another" in second.boot_source().initrd
+    assert b"# another" in second.boot_source().initrd[:]
     assert not first.initrd.exists()
 
 
@@ -122,7 +128,7 @@ def test_a_killed_build_leaves_nothing_and_does_not_block(
     assert leftovers(store), "the kill came too late to show anything"
     archive.released.set()
     image = store.build("debian")
-    assert image.boot_source().kernel == archive.kernel
+    assert image.boot_source().kernel[:] == archive.kernel
     assert not list((store.root / "tmp").iterdir())
 
 
@@ -174,16 +180,16 @@ def test_damage_is_found_and_repaired(
     store: ImageStore, part: str, change: Callable[[bytes], bytes]
 ) -> None:
     image = store.build("debian")
-    good = image.boot_source()
+    good = content(image)
     damage(image.kernel if part == "kernel" else image.initrd, change)
     for use in (lambda: store.get("debian"), image.boot_source):
         with pytest.raises(
-            ImageError, match=r"is damaged .*: `rayvisor image build debian`"
+            ImageError, match=r"(is damaged|it is empty).*: `rayvisor image build debian`"
         ) as info:
             use()
         assert "\n" not in str(info.value)
     store.build("debian")
-    assert store.get("debian").boot_source() == good
+    assert content(store.get("debian")) == good
 
 
 @pytest.mark.usefixtures("archive")
@@ -215,11 +221,12 @@ def test_a_damaged_manifest_is_refused_and_can_be_removed(
 @pytest.mark.usefixtures("archive")
 def test_rm_keeps_what_another_image_needs(store: ImageStore) -> None:
     image = store.build("debian")
+    before = content(image)
     path = store.root / "images/debian.json"
     copy = json.loads(path.read_bytes()) | {"name": "copy"}
     (store.root / "images/copy.json").write_text(json.dumps(copy))
     assert store.rm("debian") == 0
-    assert store.get("copy").boot_source() == image.boot_source()
+    assert content(store.get("copy")) == before
     assert store.rm("copy") == image.size_bytes
     assert leftovers(store) == []
 
