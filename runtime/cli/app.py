@@ -33,11 +33,13 @@ EXIT_INTERRUPTED = 130
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]rayvisor run[/cyan]  boot Debian here, console on this terminal (ctrl-] leaves)
+Debian on this terminal, until `exit` or ctrl-]: [cyan]rayvisor run[/cyan]
 
-[cyan]rayvisor up[/cyan], [cyan]rayvisor create web[/cyan], [cyan]rayvisor console web[/cyan]  the same on Ray
+The same on Ray: [cyan]rayvisor up[/cyan], then [cyan]rayvisor create web[/cyan] and [cyan]rayvisor console web[/cyan]
 
-[cyan]rayvisor COMMAND --help[/cyan]  what a command takes, with examples
+From nothing to a shell, step by step: [cyan]rayvisor demo[/cyan]
+
+What a command takes: [cyan]rayvisor COMMAND --help[/cyan]
 
 Every command takes --json. RAYVISOR_DEBUG=1 shows where an error came from.
 """  # noqa: E501 - one line is one paragraph of help

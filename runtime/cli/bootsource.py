@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayvisor.runtime.cli.output import step
-from rayvisor.vmm.errors import ConfigError
+from rayvisor.runtime.cli.output import Step, step
+from rayvisor.vmm.errors import ConfigError, ImageError
 from rayvisor.vmm.spec import BootSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rayvisor.runtime.images import ImageStore
+    from rayvisor.runtime.images import Image, ImageStore
 
 DEFAULT_IMAGE = "debian"
 LINUX_MAGIC = (0x202, b"HdrS")  # Documentation/arch/x86/boot.rst, "header"
@@ -28,19 +29,39 @@ def from_image(name: str, append: str, *, quiet: bool = False) -> BootSource:
     """
     from rayvisor.runtime.images import ImageStore
 
-    store = ImageStore()
-    ensure_image(store, name, quiet=quiet)
-    return store.get(name).boot_source(_join(_terminal_size(), append))
+    image = ensure_image(ImageStore(), name, quiet=quiet)
+    return image.boot_source(_join(terminal_size(), append))
 
 
-def ensure_image(store: ImageStore, name: str, *, quiet: bool = False) -> None:
-    """Build the image `name` with progress if it is one that can be built and is not there."""
+def ensure_image(store: ImageStore, name: str, *, quiet: bool = False) -> Image:
+    """The image `name`, verified; built with progress if it can be and is not there.
+
+    One that is damaged, or that another version of Rayvisor made, is built again; one that is
+    whole is used as it is where nothing can be built, such as in a read-only folder.
+
+    Raises:
+        ImageError: no such image, or it cannot be built.
+    """
     from rayvisor.runtime.images import KINDS
 
-    if name not in KINDS or any(image.name == name for image in store.ls()):
-        return
-    with step(f"Building the image {name} (once; later starts use it)", quiet=quiet) as progress:
-        store.build(name, progress)
+    if name not in KINDS:
+        return store.get(name)
+    is_there = any(image.name == name for image in store.ls())
+    with ExitStack() as stack:
+        shown: list[Step] = []
+
+        def progress(detail: str, fraction: float | None) -> None:
+            if not shown:  # an image that is whole takes no time worth a line
+                text = f"Building the image {name} (once; later starts use it)"
+                shown.append(stack.enter_context(step(text, quiet=quiet)))
+            shown[0](detail, fraction)
+
+        try:
+            return store.build(name, progress)
+        except ImageError:
+            if not is_there:
+                raise
+    return store.get(name)
 
 
 def from_files(
@@ -73,8 +94,8 @@ def _board_arguments() -> str:
     return default_command_line()
 
 
-def _terminal_size() -> str:
-    """What tells the guest how large this terminal is, if it is one."""
+def terminal_size() -> str:
+    """The kernel argument that tells the guest how large this terminal is, if it is one."""
     from rayvisor.runtime.images.cmdline import terminal_argument
 
     if not sys.stdout.isatty():

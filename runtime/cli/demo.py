@@ -37,7 +37,7 @@ SESSION = (
 """Commands for the guest's shell, and what each must print."""
 
 EPILOG = """
-On a terminal the guest's shell is yours; `poweroff` or ctrl-] ends the demo. Without one, a scripted session runs in the guest and the exit status says whether it went as it should.
+On a terminal the guest's shell is yours; `exit` or ctrl-] ends the demo. Without one, a scripted session runs in the guest and the exit status says whether it went as it should.
 
 What the demo started it also ends: the VM, and the cluster if none was up before.
 
@@ -68,7 +68,7 @@ def demo(
 ) -> None:
     """Boot an unmodified Debian in a VM on a local Ray host and hand you its console."""
     from rayvisor.runtime.api import VmSpec
-    from rayvisor.runtime.cli.bootsource import DEFAULT_IMAGE, ensure_image
+    from rayvisor.runtime.cli.bootsource import DEFAULT_IMAGE, ensure_image, terminal_size
     from rayvisor.runtime.images import ImageStore
     from rayvisor.runtime.terminal import is_interactive
 
@@ -79,7 +79,8 @@ def demo(
     with _cluster(quiet=as_json) as cluster:
         name = _free_name(cluster)
         with step(f"Creating the VM {name}: {memory} of memory, Debian", quiet=as_json):
-            vm = cluster.create(VmSpec(name=name, image=DEFAULT_IMAGE, memory=memory))
+            spec = VmSpec(name=name, image=DEFAULT_IMAGE, memory=memory, append=terminal_size())
+            vm = cluster.create(spec)
         try:
             if interactive:
                 _hand_over(vm)
@@ -134,7 +135,7 @@ def _names() -> Iterator[str]:
 def _hand_over(vm: VmHandle) -> None:
     from rayvisor.runtime.terminal import AttachEnd, attach
 
-    _say("Debian boots below; the console is yours. `poweroff` or ctrl-] ends the demo.")
+    _say("Debian boots below; the console is yours. `exit` or ctrl-] ends the demo.")
     link = vm.console_link()
     first, _ = vm.console_offsets()
     end = attach(link.read, vm.send, start_offset=first, alive=link.alive)

@@ -27,8 +27,11 @@ def emit(
         sys.stdout.write(json.dumps(obj) + "\n")
         return
     from rich.console import Console
+    from rich.text import Text
 
-    Console().print(render())
+    result = render()
+    # Text that is laid out already must not be folded to the width of the terminal.
+    Console().print(result, soft_wrap=isinstance(result, Text))
 
 
 def stderr_console() -> Console:

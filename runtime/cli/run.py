@@ -29,9 +29,9 @@ POLL_S = 0.05
 EPILOG = """
 [bold]Examples[/bold]
 
-Debian to a shell, until `poweroff` or ctrl-]: [cyan]rayvisor run[/cyan]
+Debian to a shell, until `exit` or ctrl-]: [cyan]rayvisor run[/cyan]
 
-The same from a script: [cyan]echo 'uname -a; poweroff' | rayvisor run --timeout 60[/cyan]
+The same from a script: [cyan]echo 'uname -a; exit' | rayvisor run --timeout 60[/cyan]
 
 A kernel of yours: [cyan]rayvisor run --kernel vmlinuz --initrd initrd.img --append loglevel=7[/cyan]
 
