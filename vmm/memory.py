@@ -122,7 +122,7 @@ class GuestRam:
         """
         return bytes(self.view(gpa, count))
 
-    def write(self, gpa: int, data: bytes | memoryview) -> None:
+    def write(self, gpa: int, data: bytes | memoryview | mmap.mmap) -> None:
         """Put `data` at `gpa`.
 
         Raises:

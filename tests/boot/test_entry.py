@@ -35,7 +35,7 @@ def walk(ram: GuestRam, cr3: int, address: int) -> int | None:
     """The physical address of a linear one, by 4-level tables with 2 MiB pages (SDM 3A 4.5)."""
     table = cr3
     for shift in (39, 30, 21):
-        (slot,) = struct.unpack("<Q", ram.read(table + (address >> shift & 511) * 8, 8))
+        slot = int.from_bytes(ram.read(table + (address >> shift & 511) * 8, 8), "little")
         if slot & 3 != 3:
             return None
         table = slot & 0x000F_FFFF_FFFF_F000
