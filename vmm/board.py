@@ -26,6 +26,7 @@ from rayvisor.vmm.devices.uart16550 import Uart16550
 from rayvisor.vmm.errors import ConfigError
 from rayvisor.vmm.machine import Machine
 from rayvisor.vmm.memory import GuestRam, file_offset
+from rayvisor.vmm.trim import IdleTrim
 
 if TYPE_CHECKING:
     from rayvisor.vmm.devices.base import ByteSink, Device
@@ -95,6 +96,7 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
     wire(0x92, 1, "port92", port92)
     wire(0xF4, 1, "debug_exit", debug_exit)
     _wire_console(machine, uart)
+    machine.on_start = IdleTrim(clock, vcpu).start
     return machine
 
 

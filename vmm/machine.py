@@ -73,6 +73,8 @@ class Machine:
         """Offers console input to a chip, which says how many bytes it took."""
         self.on_restore: Callable[[], None] = lambda: None
         """Called when chips have been reset or restored, for wiring that depends on them."""
+        self.on_start: Callable[[], None] = lambda: None
+        """Called on the machine's thread each time `run` begins."""
         self._runner = threading.Lock()
         self._posted: deque[Callable[[], None]] = deque()
         self._asked: PowerState | None = None
@@ -197,6 +199,7 @@ class Machine:
             device.reset()
         self.vcpu.reset()
         state = load(self.ram, self.spec.boot)
+        self.spec.boot.release()
         self.vcpu.load(state)
         self.on_restore()
         if self.power in STOPPED_STATES:
@@ -210,6 +213,7 @@ class Machine:
         self.power = PowerState.RUNNING
         self.clock.start()
         self.vcpu.run_tsc(True)
+        self.on_start()
         self._set_deadline()
         self.power = self._loop()
         return self.power

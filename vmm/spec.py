@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from mmap import MADV_DONTNEED, mmap
 
 
 @dataclass(frozen=True, slots=True)
 class BootSource:
-    """What the loader is given, already read into memory. The bytes are untrusted.
+    """What the loader is given: bytes in memory, or files mapped into it. They are untrusted.
 
     `format` is "auto" (recognise the kernel by its content), or one of "linux", "elf",
     "multiboot" and "flat" to insist. "flat" accepts any bytes that fit below 640 KiB and starts
     them as a boot sector: 16-bit real mode at 0000:7C00.
     """
 
-    kernel: bytes = field(repr=False)
-    initrd: bytes = field(default=b"", repr=False)
+    kernel: bytes | mmap = field(repr=False)
+    initrd: bytes | mmap = field(default=b"", repr=False)
     cmdline: str = ""
     modules: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
     """(command line, content) of each Multiboot module."""
     format: str = "auto"
+
+    def __reduce__(self) -> tuple[type[BootSource], tuple[object, ...]]:
+        """By value, so that it can travel to another process."""
+        content = (bytes(self.kernel), bytes(self.initrd))
+        return BootSource, (*content, self.cmdline, self.modules, self.format)
+
+    def release(self) -> None:
+        """Let go of what the loader has read, where it is mapped from a file."""
+        for part in (self.kernel, self.initrd):
+            if isinstance(part, mmap):
+                part.madvise(MADV_DONTNEED)
 
 
 @dataclass(frozen=True, slots=True)

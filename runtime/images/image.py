@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayvisor.runtime.images.cpio import append_files
-from rayvisor.runtime.images.objects import read_object
+from rayvisor.runtime.images.objects import map_object
 from rayvisor.vmm.spec import BootSource
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Image:
     def boot_source(
         self, append: str = "", *, files: Mapping[str, bytes | Path] | None = None
     ) -> BootSource:
-        """What a machine boots from, read into memory and verified.
+        """What a machine boots from, mapped from its files and verified.
 
         Args:
             append: kernel arguments behind the image's own; the later one wins.
@@ -59,9 +59,8 @@ class Image:
         """
         what = f"image {self.name}"
         way_out = f"`rayvisor image build {self.name}` repairs it"
-        kernel = read_object(self.kernel, self.kernel_sha256, what=what, way_out=way_out)
-        initrd = read_object(self.initrd, self.initrd_sha256, what=what, way_out=way_out)
-        if files:
-            initrd = append_files(initrd, files)
+        kernel = map_object(self.kernel, self.kernel_sha256, what=what, way_out=way_out)
+        mapped = map_object(self.initrd, self.initrd_sha256, what=what, way_out=way_out)
+        initrd = append_files(mapped[:], files) if files else mapped
         cmdline = f"{self.cmdline} {append}".strip() if append else self.cmdline
         return BootSource(kernel=kernel, initrd=initrd, cmdline=cmdline)

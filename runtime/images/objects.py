@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING
 
 from rayvisor.runtime.images.manifest import ObjectRecord
@@ -49,8 +50,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_object(path: Path, expected: str, *, what: str, way_out: str) -> bytes:
-    """The contents of a file whose digest is known.
+def map_object(path: Path, expected: str, *, what: str, way_out: str) -> mmap:
+    """The contents of a file whose digest is known, mapped so that they cost no memory.
 
     Args:
         path: the file.
@@ -62,9 +63,11 @@ def read_object(path: Path, expected: str, *, what: str, way_out: str) -> bytes:
         ImageError: the file is gone, unreadable, or not what it was.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{what}: cannot read {path}: {error.strerror}: {way_out}") from error
+        with path.open("rb") as file:
+            data = mmap(file.fileno(), 0, access=ACCESS_READ)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is empty"
+        raise ImageError(f"{what}: cannot read {path}: {reason}: {way_out}") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise ImageError(
@@ -103,9 +106,9 @@ class ObjectStore:
         """An object, verified.
 
         Raises:
-            ImageError: as `read_object`.
+            ImageError: as `map_object`.
         """
-        return read_object(self.path(record.sha256), record.sha256, what=what, way_out=way_out)
+        return map_object(self.path(record.sha256), record.sha256, what=what, way_out=way_out)[:]
 
     def remove_all_but(self, wanted: AbstractSet[str]) -> int:
         """Remove the objects whose digest is not in `wanted`; give the bytes that were freed.

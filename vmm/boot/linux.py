@@ -17,6 +17,8 @@ from rayvisor.vmm.errors import LoaderError
 from rayvisor.vmm.memory import EXTENDED_START, LOW_END, PAGE_BYTES
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from rayvisor.vmm.cpu_state import CpuState
     from rayvisor.vmm.spec import BootSource
 
@@ -161,7 +163,9 @@ def _put_cmdline(params: bytearray, plan: MemoryPlan, text: str, protocol: Proto
     _u32(params, _CMDLINE_SIZE, min(protocol.cmdline_max, EBDA_START))
 
 
-def _put_initrd(params: bytearray, plan: MemoryPlan, initrd: bytes, protocol: Protocol) -> None:
+def _put_initrd(
+    params: bytearray, plan: MemoryPlan, initrd: bytes | mmap, protocol: Protocol
+) -> None:
     address = 0
     if initrd:
         what = "the initrd"

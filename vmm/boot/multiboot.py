@@ -127,7 +127,7 @@ def _string(plan: MemoryPlan, text: bytes, what: str) -> int:
 def _write_info(plan: MemoryPlan, source: BootSource, kernel_end: int) -> int:
     modules = source.modules
     if source.initrd:
-        modules = (("", source.initrd), *modules)
+        modules = (("", bytes(source.initrd)), *modules)
     entries = bytearray()
     for text, content in modules:
         what = f"module {text or 'without a name'!r}"

@@ -75,6 +75,12 @@ class Vcpu:
     def host_wrote(self, offset: int, count: int, /) -> None:
         """The host has written these bytes of RAM: log them, forget what was translated there."""
 
+    def code_bytes(self) -> int:
+        """Bytes of translated code that are kept."""
+
+    def trim(self) -> None:
+        """Forget all translated code and give the memory back to the host."""
+
     def start_dirty_log(self) -> None:
         """Log every write to RAM from now on. Harmless when it is on.
 

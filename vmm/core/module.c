@@ -292,6 +292,23 @@ static PyObject *vcpu_host_wrote(Vcpu *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *vcpu_code_bytes(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = idle_vcpu(self);
+    (void)unused;
+    return v ? PyLong_FromSize_t(rv_vcpu_code_bytes(v)) : NULL;
+}
+
+static PyObject *vcpu_trim(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    rv_vcpu_trim(v);
+    Py_RETURN_NONE;
+}
+
 static PyObject *vcpu_start_dirty_log(Vcpu *self, PyObject *unused)
 {
     struct rv_vcpu *v = idle_vcpu(self);
@@ -507,6 +524,8 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(set_a20, METH_O),
     METHOD(run_tsc, METH_O),
     METHOD(host_wrote, METH_VARARGS),
+    METHOD(code_bytes, METH_NOARGS),
+    METHOD(trim, METH_NOARGS),
     METHOD(start_dirty_log, METH_NOARGS),
     METHOD(stop_dirty_log, METH_NOARGS),
     METHOD(harvest_dirty, METH_NOARGS),

@@ -14,6 +14,7 @@
 #define DATA 0x2000u
 #define RAM_BYTES 0x4000u
 #define LOOPS 400000u
+#define PROOF_CODE_BYTES (1u << 20)
 
 struct probe {
     uc_engine *uc;
@@ -236,6 +237,14 @@ static int prove_execution(struct probe *p)
         return fail(p, "interrupt requests");
     if (!p->fills || !tlb_knows_data_page(p))
         return fail(p, "the TLB");
+    void *tcg = RV_AT(p->uc, UC_TCG, void *);
+    if (!readable(tcg, TCG_CODE_NEXT + 8))
+        return fail(p, "its code buffer");
+    char *buffer = RV_AT(tcg, TCG_CODE_BUFFER, char *), *next = RV_AT(tcg, TCG_CODE_NEXT, char *);
+    size_t bytes = RV_AT(tcg, TCG_CODE_BUFFER_BYTES, size_t);
+    if (next <= buffer || next >= buffer + bytes || bytes > PROOF_CODE_BYTES ||
+        !readable(buffer, bytes))
+        return fail(p, "its code buffer");
     if (RV_AT(p->env, ENV_DF, int32_t) != -1 ||
         (rv_read_rflags(p->env) & (RFLAGS_CONDITIONS | RFLAGS_DF)) != (0x44 | RFLAGS_DF))
         return fail(p, "RFLAGS");
@@ -278,7 +287,7 @@ int rv_prove_layout(char *why, size_t why_bytes)
     memset(p.ram, 0, RAM_BYTES);
     probe = &p;
     uc_hook hook;
-    rv_engine.uc_ctl(p.uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), 1u << 20);
+    rv_engine.uc_ctl(p.uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), PROOF_CODE_BYTES);
     rv_engine.uc_ctl(p.uc, UC_CTL_WRITE(UC_CTL_UC_USE_EXITS, 1), 1);
     if (rv_engine.uc_mem_map_ptr(p.uc, 0, RAM_BYTES, UC_PROT_ALL, p.ram) ||
         rv_engine.uc_hook_add(p.uc, &hook, UC_HOOK_INTR, (void *)on_interrupt, &p, 1, 0))

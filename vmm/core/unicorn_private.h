@@ -19,7 +19,13 @@
 
 /* struct uc_struct */
 #define UC_CPU 440             /* CPUState * */
+#define UC_TCG 768             /* TCGContext * */
 #define UC_NO_EXIT_REQUEST 2034 /* bool: no exit check after each memory access */
+
+/* TCGContext: the buffer of translated code, and where the next block will lie */
+#define TCG_CODE_BUFFER 160
+#define TCG_CODE_BUFFER_BYTES 184
+#define TCG_CODE_NEXT 192
 
 /* CPUState */
 #define CPU_INTERRUPT_REQUEST 28 /* uint32_t, CPU_INTERRUPT_* */

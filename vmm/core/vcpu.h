@@ -110,6 +110,11 @@ void rv_vcpu_linger(struct rv_vcpu *v, int64_t ns);
 void rv_vcpu_set_intr(struct rv_vcpu *v, bool level);
 void rv_vcpu_raise_nmi(struct rv_vcpu *v);
 
+/* Bytes of translated code that are kept. Not while running. */
+size_t rv_vcpu_code_bytes(const struct rv_vcpu *v);
+/* Forget all translated code and give its memory back to the host. Not while running. */
+void rv_vcpu_trim(struct rv_vcpu *v);
+
 /* RESET pin: the architectural reset state, no translation kept. Not while running. */
 void rv_vcpu_reset(struct rv_vcpu *v);
 

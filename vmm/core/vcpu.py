@@ -138,6 +138,8 @@ class Vcpu:
         self.reset = self._core.reset
         self.run_tsc = self._core.run_tsc
         self.host_wrote = self._core.host_wrote
+        self.code_bytes = self._core.code_bytes
+        self.trim = self._core.trim
         self.start_dirty_log = self._core.start_dirty_log
         self.stop_dirty_log = self._core.stop_dirty_log
         self.harvest_dirty = self._core.harvest_dirty
