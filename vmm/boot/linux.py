@@ -175,7 +175,7 @@ def _put_initrd(
                 f"{size_text(plan.ram.size_bytes)}: give it more memory"
             )
         address = plan.highest(len(initrd), what, min(protocol.initrd_max + 1, LOW_END))
-        plan.ram.write(address, initrd)
+        plan.ram.write(address, memoryview(initrd))
     _u32(params, _RAMDISK_IMAGE, address & _U32_MAX)
     _u32(params, _RAMDISK_SIZE, len(initrd) & _U32_MAX)
     _u32(params, _EXT_RAMDISK_IMAGE, address >> 32)
