@@ -9,8 +9,14 @@
 #include "vcpu.h"
 
 #define VECTOR_NMI 2
+#define VECTOR_BP 3
+#define VECTOR_OF 4
 #define VECTOR_UD 6
+#define VECTOR_NP 11
 #define VECTOR_GP 13
+#define ERROR_IDT 2u
+#define OPCODE_INT3 0xccu
+#define OPCODE_INTO 0xceu
 #define MAX_INSTRUCTION_BYTES 15
 
 enum { RCX = 1, RSP = 4, R11 = 11 };
@@ -20,11 +26,35 @@ static uint64_t *gpr(struct rv_vcpu *v, int index)
     return &RV_AT(v->env, ENV_REGS, uint64_t) + index;
 }
 
+/* An error code about an IDT entry names its index (Intel SDM 3A 6.13). The engine takes the
+ * index of an eight-byte entry where long mode has sixteen. */
+static void correct_error_code(struct rv_vcpu *v)
+{
+    uint32_t *error = &RV_AT(v->env, ENV_ERROR_CODE, uint32_t);
+    if (*error & ERROR_IDT && RV_AT(v->env, ENV_HFLAGS, uint32_t) & HF_LMA)
+        *error = (*error >> 1 & ~7u) | (*error & 7);
+}
+
+/* The engine has moved RIP behind the INT that is to be delivered, but a gate that refuses it
+ * faults at the INT. Prefixes, which mean nothing there, are not counted. */
+static void step_back(struct rv_vcpu *v, uint32_t vector)
+{
+    uint64_t *rip = &RV_AT(v->env, ENV_EIP, uint64_t);
+    uint64_t last = RV_AT(v->env, ENV_SEGS + SEG_CS * 24 + 8, uint64_t) + *rip - 1;
+    bool short_form = (vector == VECTOR_BP && rv_engine.fetch_byte(v->env, last) == OPCODE_INT3) ||
+                      (vector == VECTOR_OF && rv_engine.fetch_byte(v->env, last) == OPCODE_INTO);
+    *rip -= short_form ? 1 : 2;
+}
+
 static void on_exception(uc_engine *uc, uint32_t vector, void *opaque)
 {
     struct rv_vcpu *v = opaque;
     (void)uc;
+    if (RV_AT(v->env, ENV_EXCEPTION_IS_INT, int32_t))
+        step_back(v, vector);
     rv_census_count(&v->census, RV_EXCEPTION, vector, RV_AT(v->env, ENV_EIP, uint64_t));
+    if (vector == VECTOR_NP || vector == VECTOR_GP)
+        correct_error_code(v);
     rv_engine.do_interrupt(v->cpu);
 }
 

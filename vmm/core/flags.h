@@ -9,6 +9,7 @@
 #define RFLAGS_TF 0x100u
 #define RFLAGS_IF 0x200u
 #define RFLAGS_DF 0x400u
+#define RFLAGS_IOPL_SHIFT 12
 #define RFLAGS_RF 0x10000u
 #define RFLAGS_VM 0x20000u
 #define RFLAGS_WRITABLE 0x3f7fd7u

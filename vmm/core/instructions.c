@@ -1,4 +1,5 @@
 /* IN, OUT and CPUID: what the guest asks of the board and of the processor's description. */
+#include "flags.h"
 #include "vcpu.h"
 
 enum { RAX, RCX, RDX, RBX };
@@ -6,10 +7,28 @@ enum { RAX, RCX, RDX, RBX };
 #define CR4_OSXSAVE (1u << 18)
 #define CPUID_1_ECX_OSXSAVE (1u << 27)
 
+/* Unicorn lets everybody do I/O. A processor asks IOPL, then the bitmap in the TSS (Intel SDM 1,
+ * 19.5); #GP does not return here. */
+static void check_permission(struct rv_vcpu *v, uint32_t port, int bytes)
+{
+    uint64_t rflags = RV_AT(v->env, ENV_EFLAGS, uint64_t);
+    uint32_t hflags = RV_AT(v->env, ENV_HFLAGS, uint32_t);
+    if (!(hflags & HF_PE) ||
+        (!(rflags & RFLAGS_VM) && (hflags & HF_CPL) <= (rflags >> RFLAGS_IOPL_SHIFT & 3)))
+        return;
+    if (bytes == 1)
+        rv_engine.check_io_8(v->env, port);
+    else if (bytes == 2)
+        rv_engine.check_io_16(v->env, port);
+    else
+        rv_engine.check_io_32(v->env, port);
+}
+
 static uint32_t on_in(uc_engine *uc, uint32_t port, int bytes, void *opaque)
 {
     struct rv_vcpu *v = opaque;
     (void)uc;
+    check_permission(v, port & 0xffff, bytes);
     rv_census_count(&v->census, RV_IO_IN, port, RV_AT(v->env, ENV_EIP, uint64_t));
     return v->board.port_in(v->board.opaque, port & 0xffff, bytes);
 }
@@ -18,6 +37,7 @@ static void on_out(uc_engine *uc, uint32_t port, int bytes, uint32_t value, void
 {
     struct rv_vcpu *v = opaque;
     (void)uc;
+    check_permission(v, port & 0xffff, bytes);
     rv_census_count(&v->census, RV_IO_OUT, port, RV_AT(v->env, ENV_EIP, uint64_t));
     v->board.port_out(v->board.opaque, port & 0xffff, bytes, value);
 }

@@ -154,6 +154,9 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
                (void *env, int vector, int error))                                                 \
     RV_PRIVATE(condition_codes, "cpu_cc_compute_all_x86_64", uint32_t, (void *env, int op))        \
     RV_PRIVATE(fetch_byte, "cpu_ldub_code_x86_64", uint32_t, (void *env, uint64_t address))        \
+    RV_PRIVATE(check_io_8, "helper_check_iob_x86_64", void, (void *env, uint32_t port))            \
+    RV_PRIVATE(check_io_16, "helper_check_iow_x86_64", void, (void *env, uint32_t port))           \
+    RV_PRIVATE(check_io_32, "helper_check_iol_x86_64", void, (void *env, uint32_t port))           \
     RV_PRIVATE(cpu_reset, "cpu_reset", void, (void *cpu))                                          \
     RV_PRIVATE(update_cr0, "cpu_x86_update_cr0_x86_64", void, (void *env, uint32_t value))         \
     RV_PRIVATE(update_cr4, "cpu_x86_update_cr4_x86_64", void, (void *env, uint32_t value))         \
