@@ -169,8 +169,8 @@ def test_a_person_at_the_console(image: Image, tmp_path: Path, guests: list[Gues
     assert "[    " not in boot, "the kernel is quiet before the banner"
     assert guest.wait_for("\n").startswith("Debian kernel ")
     guest.wait_for("rayvisor:~# ")
-    guest.type("echo a$((1))b; sleep 1000\r")
-    guest.wait_for("a1b\n")  # the line editor has let go of the terminal
+    guest.type("sh -c 'echo a$((1))b; sleep 1000'\r")
+    guest.wait_for("a1b\n")  # from the job itself: it owns the terminal
     guest.type("\x03")
     guest.wait_for("rayvisor:~# ")
     guest.type("echo b$((2))c; cat\r")
