@@ -189,7 +189,9 @@ def _feed(
     eof_ends: bool,
 ) -> AttachEnd:
     """Give the standard input to `send` until the pump ends or the user leaves."""
-    waiting = [pump.done_fd, signals.fd, 0]
+    waiting = [pump.done_fd, signals.fd]
+    if escape or not os.isatty(0):  # a background job that reads its terminal is stopped
+        waiting.append(0)
     while True:
         ready, _, _ = select.select(waiting, [], [])
         if signals.fd in ready:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rayvisor.runtime.cli.cluster import Name
 from rayvisor.runtime.cli.output import JsonOption, emit
 from rayvisor.vmm.errors import ConfigError
 
@@ -29,8 +30,6 @@ The busiest places: [cyan]rayvisor exits web[/cyan]
 
 All CPUID leaves asked for: [cyan]rayvisor exits web --json | jq '.sites[] | select(.kind=="cpuid") | .what'[/cyan]
 """  # noqa: E501 - one line is one paragraph of help
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM's name.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,6 +58,13 @@ def register(app: typer.Typer) -> None:
     app.command("run", epilog=EPILOG)(run)
 
 
+def _complete_image(incomplete: str) -> list[str]:
+    from rayvisor.runtime.images import KINDS, ImageStore
+
+    names = {*KINDS, *(image.name for image in ImageStore().ls())}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 def run(
     image: Annotated[
         str | None,
@@ -65,6 +72,7 @@ def run(
             metavar="IMAGE",
             help="An image's name. [dim]Default: debian, built on first use.[/dim]",
             show_default=False,
+            autocompletion=_complete_image,
         ),
     ] = None,
     *,
@@ -160,20 +168,22 @@ def _run_vm(
                 end = _attach(vm, output_fd=2 if as_json else 1)
         finally:
             vm.stop()
-            plain = vm.report()
             if report_path is not None:
-                report_path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+                report_path.write_text(json.dumps(vm.report(), indent=2) + "\n", encoding="utf-8")
+        if as_json:
+            sys.stdout.write(json.dumps(vm.report()) + "\n")
+        if timed_out.is_set():
+            _say(
+                f"the guest was still running after {timeout_s:g} s"
+                " and has been stopped (--timeout)"
+            )
+            return EXIT_TIMEOUT
+        if end is AttachEnd.DETACHED:
+            _say("left the console; the VM has been stopped")
+            return 0
+        return _status(vm)
     finally:
         vm.close()
-    if as_json:
-        sys.stdout.write(json.dumps(plain) + "\n")
-    if timed_out.is_set():
-        _say(f"the guest was still running after {timeout_s:g} s and has been stopped (--timeout)")
-        return EXIT_TIMEOUT
-    if end is AttachEnd.DETACHED:
-        _say("left the console; the VM has been stopped")
-        return 0
-    return _status(plain)
 
 
 def _attach(vm: Vm, *, output_fd: int) -> AttachEnd:
@@ -202,15 +212,16 @@ def _listens(vm: Vm) -> bool:
     return bool(uart.ier & 0b01 or uart.mcr & 0b10)
 
 
-def _status(plain: dict[str, Any]) -> int:
-    """The exit status that a finished guest's report means; a crash is shown on the way."""
+def _status(vm: Vm) -> int:
+    """The exit status of a guest that has ended; a crash is shown on the way."""
     from rayvisor.vmm.machine import PowerState
 
-    if plain["power"] == PowerState.CRASHED:
-        sys.stderr.write(plain["crash"]["text"])
-        _say(f"the guest crashed: {plain['crash']['reason']}")
+    if vm.power is PowerState.CRASHED:
+        crash = vm.report()["crash"]
+        sys.stderr.write(crash["text"])
+        _say(f"the guest crashed: {crash['reason']}")
         return EXIT_CRASHED
-    return int(plain["exit_status"] or 0)
+    return vm.machine.exit_status or 0
 
 
 @contextmanager

@@ -181,18 +181,23 @@ def test_completion_scripts_and_words(shell: str) -> None:
     assert "RAYVISOR_COMPLETE" in done.stdout
 
 
-def test_bash_completes_commands() -> None:
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [("rayvisor dis", {"disasm"}), ("rayvisor run deb", {"debian", "debian-i386"})],
+)
+def test_bash_completes_commands_and_images(typed: str, found: set[str]) -> None:
     environment = {
         "_RAYVISOR_COMPLETE": "complete_bash",
-        "COMP_WORDS": "rayvisor dis",
-        "COMP_CWORD": "1",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
         "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
     }
     command = [sys.executable, "-c", "from rayvisor.__main__ import main; main()"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["disasm"]
+    assert set(done.stdout.split()) == found
 
 
 def test_emit(capsys: pytest.CaptureFixture[str]) -> None:

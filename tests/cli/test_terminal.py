@@ -27,13 +27,16 @@ PATIENCE_S = 30.0
 class Terminal:
     """The user's side of a pseudo-terminal with a process in its foreground."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, script: str | None = None) -> None:
         self.log = log
+        command = [sys.executable, CHILD, str(log), *arguments]
+        if script is not None:
+            command = ["sh", "-c", script]
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         # Without a parent that leads a session, setsid executes the command in its own process.
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", sys.executable, CHILD, str(log), *arguments],
+            ["setsid", "--ctty", *command],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -70,8 +73,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(log: Path, *arguments: str) -> Iterator[Terminal]:
-    one = Terminal(log, *arguments)
+def terminal(log: Path, *arguments: str, script: str | None = None) -> Iterator[Terminal]:
+    one = Terminal(log, *arguments, script=script)
     try:
         yield one
     finally:
@@ -145,6 +148,18 @@ def test_a_terminal_that_hangs_up_ends_it(tmp_path: Path) -> None:
         assert tty.process.wait(PATIENCE_S) in {128 + signal.SIGHUP, -signal.SIGHUP}
     finally:
         tty.process.kill()
+
+
+def test_in_the_background_the_terminal_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    # With job control the shell puts it into a process group of its own, not the foreground.
+    script = f"set -m; {sys.executable} {CHILD} {log} & read go; kill $!; wait $!; echo done $?"
+    with terminal(log, script=script) as tty:
+        tty.read_until(b"guest ready")
+        assert not tty.is_raw()
+        tty.type(b"go\n")
+        tty.read_until(b"done 143")
+        assert tty.process.wait(PATIENCE_S) == 0
 
 
 def child(log: Path, *arguments: str, stdin: int) -> subprocess.Popen[bytes]:
