@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 QUIET_PC = "console=ttyS0 earlyprintk=serial,ttyS0 nolapic noapic acpi=off pci=off nokaslr panic=0"
-WAIT_S = 90.0
+WAIT_S = 60.0
 
 # The byte written to port 0xf4 is the exit status of the machine, which stops soon after.
 EXIT = "out 0xf4, al; jmp ."
@@ -138,7 +138,7 @@ def test_segments_can_be_loaded_again_in_long_mode() -> None:
 
 def linux_starts(image: bytes) -> None:
     with running(BootSource(image, cmdline=QUIET_PC)) as vm:
-        assert b"Linux version 6." in console_until(vm, b"Linux version 6.")
+        assert b"Linux version " in console_until(vm, b"Linux version ")
 
 
 @pytest.mark.guest
@@ -159,6 +159,7 @@ def test_linux_starts(
 
 @pytest.mark.guest
 @pytest.mark.network
+@pytest.mark.slow
 def test_memtest_starts() -> None:
     image = kernels.fetch("memtest86+", "amd64", "boot/memtest86+x64.bin")
     with running(BootSource(image, cmdline="console=ttyS0,115200"), 64 * MIB) as vm:

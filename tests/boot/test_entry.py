@@ -12,6 +12,8 @@ from rayvisor.vmm.boot.plan import MemoryPlan
 from rayvisor.vmm.state import check
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rayvisor.vmm.cpu_state import CpuState, Segment
     from rayvisor.vmm.memory import GuestRam
 
@@ -46,8 +48,7 @@ def walk(ram: GuestRam, cr3: int, address: int) -> int | None:
 
 
 @pytest.mark.parametrize("mode", [entry.protected_mode, entry.long_mode])
-def test_segments_agree_with_the_gdt(ram: GuestRam, mode: object) -> None:
-    assert callable(mode)
+def test_segments_agree_with_the_gdt(ram: GuestRam, mode: Callable[..., CpuState]) -> None:
     cpu = check(mode(MemoryPlan(ram), rip=0x10_0000, registers={"rsi": 0x1234, "rbx": 7}))
     assert cpu.cs.selector == 0x10
     assert [getattr(cpu, name).selector for name in DATA_NAMES] == [0x18] * 5

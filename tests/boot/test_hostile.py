@@ -40,6 +40,7 @@ SEEDS = {
     "kludge": KLUDGE,
     "sector": b"\xeb\xfe".ljust(510, b"\x90") + b"\x55\xaa",
 }
+PAYLOADS = {name: payload(VMLINUX, name) for name in COMPRESSIONS}
 INTERESTING = (0, 1, 0x7F, 0xFF, 0x1000, 0xA_0000, MIB, 16 * MIB, 0x7FFF_FFFF, 0xFFFF_FFFF)
 
 numbers = st.sampled_from(INTERESTING) | st.integers(0, 0xFFFF_FFFF)
@@ -93,7 +94,7 @@ def test_edited_and_cut_kernels(
 def test_edited_payloads(
     shared_ram: GuestRam, compression: str, changes: list[tuple[int, int, int]]
 ) -> None:
-    packed = payload(VMLINUX, compression)
+    packed = PAYLOADS[compression]
     # Edits fall anywhere in the payload, the size word at its end most of all.
     places = [(offset % (len(packed) + 4), width, value) for offset, width, value in changes]
     attempt(shared_ram, BootSource(bz_image(edited(packed, places))))

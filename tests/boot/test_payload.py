@@ -57,7 +57,7 @@ def test_a_bomb_with_a_small_size_word_is_stopped(name: str) -> None:
         unpack(memoryview(claims), 64 * MIB)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 48 * MIB  # an xz dictionary is 32 MiB
+    assert peak < 16 * MIB
 
 
 @names

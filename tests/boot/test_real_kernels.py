@@ -110,18 +110,16 @@ def test_truncated(big_ram: GuestRam, cloud_kernel: bytes, keep: float) -> None:
         load(big_ram, BootSource(cloud_kernel[: int(len(cloud_kernel) * keep)]))
 
 
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (32 * MIB, "payload unpacks to 50.* the machine's memory takes 32.0 MiB"),
-        (56 * MIB, "the kernel's segment at .* machine's RAM of 56.0 MiB: give it more memory"),
-    ],
-)
-def test_a_machine_too_small_for_the_kernel(cloud_kernel: bytes, size: int, message: str) -> None:
-    ram = GuestRam(size)
-    with pytest.raises(LoaderError, match=message):
-        load(ram, BootSource(cloud_kernel))
-    ram.close()
+def test_a_machine_too_small_for_the_kernel(cloud_kernel: bytes) -> None:
+    end = elf.parse(memoryview(unpacked(cloud_kernel))).end
+    for size, message in (
+        (32 * MIB, r"payload unpacks to .* the machine's memory takes 32.0 MiB"),
+        ((end - 1) // 4096 * 4096, r"the kernel's segment at .* RAM of .*: give it more memory"),
+    ):
+        ram = GuestRam(size)
+        with pytest.raises(LoaderError, match=message):
+            load(ram, BootSource(cloud_kernel))
+        ram.close()
 
 
 def test_memtest_has_no_payload_and_decides_for_itself(ram: GuestRam) -> None:

@@ -158,7 +158,7 @@ def _run_atheris(atheris: ModuleType, seconds: float, seed: int) -> int:
 
 def main() -> int:
     """Fuzz, or run the given files once."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description="Fuzz the loaders, or run inputs again.")
     parser.add_argument("files", nargs="*", type=Path, help="inputs to run once")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)

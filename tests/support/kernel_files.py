@@ -69,7 +69,7 @@ def _xz(data: bytes) -> bytes:
     # As the kernel's scripts/xz_wrap.sh does for x86.
     filters = [
         {"id": lzma.FILTER_X86},
-        {"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 32 << 20},
+        {"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 4 << 20},
     ]
     return lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=filters)
 
@@ -77,7 +77,7 @@ def _xz(data: bytes) -> bytes:
 COMPRESSIONS = {
     "gzip": lambda data: gzip.compress(data, 1),
     "xz": _xz,
-    "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE, preset=1),
+    "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE, preset=0),
     "bzip2": lambda data: bz2.compress(data, 1),
     "zstd": lambda data: zstandard.ZstdCompressor(level=1).compress(data),
     "lz4": _lz4_legacy,
