@@ -1,0 +1,237 @@
+"""The destination's side of a migration: frames in, replies out.
+
+Whoever carries frames calls `feed` with each, in order, and sends back what it returns. Nothing
+here waits for the other side, so an actor's method, a socket's loop and a test can all drive it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.migration import frames, pages
+from rayvisor.migration.codec import Unpacker
+from rayvisor.migration.config import PAGE_BYTES, Codec
+from rayvisor.migration.errors import (
+    IllegalPhaseError,
+    OwnershipLostError,
+    StreamError,
+    UndecidedError,
+)
+from rayvisor.migration.host import boot_id, tsc_close_enough, tsc_hz
+from rayvisor.migration.phases import DestinationPhase, destination_phases
+from rayvisor.vmm.errors import MigrationError, RayvisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.migration.frames import Frame
+    from rayvisor.migration.roles import Destination, Ownership
+
+_log = logging.getLogger(__name__)
+
+RETRY_S: Final = 0.2
+_P = DestinationPhase
+
+
+class Arrival:
+    """Receives one VM. Thread-safe, one frame at a time.
+
+    From the moment it has asked the placement record for the VM until it has an answer it can do
+    nothing else (`feed` does not return): the VM may be its own.
+
+    Attributes:
+        token: The fencing token under which the VM runs here, once it does.
+        must_end: The placement record may have given the VM to this process, which cannot run it:
+            the record did not answer for `claim_timeout_s`, or the machine did not start. The
+            source is told; in case it does not hear it, the process must end, so that the record
+            can give the VM back.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        ownership: Ownership,
+        *,
+        claim_timeout_s: float = 30.0,
+        pause_s: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.token: int | None = None
+        self.must_end = False
+        self._destination = destination
+        self._ownership = ownership
+        self._claim_timeout_s = claim_timeout_s
+        self._pause_s = pause_s
+        self._phases = destination_phases()
+        self._lock = threading.Lock()
+        self._expected = 0
+        self._reply_seq = 0
+        self._hello: frames.Hello | None = None
+        self._state: frames.MachineState | None = None
+        self._state_came_ns = 0
+        self._view = pages.RamView(destination.ram)
+        self._unpacker = Unpacker()
+
+    @property
+    def phase(self) -> DestinationPhase:
+        """Where it stands."""
+        return self._phases.now
+
+    def feed(self, frame: bytes) -> list[bytes]:
+        """Take the source's next frame; the replies, in order. Never raises MigrationError.
+
+        A stream that is damaged or out of order, and a machine that refuses what it is given, end
+        the attempt: the reply says why, and the source keeps the VM.
+        """
+        with self._lock:
+            came_ns = time.monotonic_ns()
+            try:
+                decoded = frames.decode(frame, self._expected)
+                self._expected += 1
+                replies = self._take(decoded, came_ns)
+            except Exception as error:  # noqa: BLE001 - the stream is hostile; the source is told
+                replies = self._give_up(error)
+            return [self._encode(reply) for reply in replies]
+
+    def disconnected(self) -> None:
+        """The source is gone. What has not been claimed by now never will be."""
+        with self._lock:
+            if self._phases.now in {_P.WAITING, _P.RECEIVING, _P.READY}:
+                self._discard()
+            elif self._phases.now is _P.RUNNING:
+                self._finish(b"")
+
+    def _encode(self, frame: Frame) -> bytes:
+        data = frames.encode(self._reply_seq, frame)
+        self._reply_seq += 1
+        return data
+
+    def _take(self, frame: Frame, came_ns: int) -> list[Frame]:
+        phases = self._phases
+        match frame:
+            case frames.Hello():
+                phases.enter(_P.RECEIVING)
+                return [self._welcome(frame)]
+            case frames.Pages():
+                phases.require(_P.RECEIVING)
+                self._put_pages(frame)
+            case frames.RoundEnd():
+                phases.require(_P.RECEIVING)
+                return [frames.Ack(self._expected - 1)]
+            case frames.ConsoleOutput():
+                phases.require(_P.RECEIVING)
+                self._destination.console_output(frame.offset, frame.data)
+            case frames.MachineState():
+                phases.require(_P.RECEIVING)
+                self._restore(frame, came_ns)
+            case frames.Commit():
+                phases.enter(_P.CLAIMING)
+                return [self._claim()]
+            case frames.Done():
+                phases.require(_P.RUNNING)
+                self._finish(frame.data)
+            case frames.Abort():
+                if phases.now not in {_P.RUNNING, _P.DONE}:
+                    _log.info("the source gave up: %s", frame.reason)
+                    self._discard()
+            case _:
+                raise StreamError(f"{frame.KIND}: a source does not send this")
+        return []
+
+    def _welcome(self, hello: frames.Hello) -> frames.Welcome:
+        mine = self._destination
+        if hello.version != frames.PROTOCOL_VERSION:
+            raise MigrationError(
+                f"the source speaks version {hello.version} of the migration protocol, this host "
+                f"{frames.PROTOCOL_VERSION}: install the same Rayvisor on both"
+            )
+        wanted = (hello.memory_bytes, hello.page_bytes, hello.machine)
+        found = (mine.memory_bytes, PAGE_BYTES, mine.machine_schema)
+        if wanted != found:
+            raise MigrationError(
+                f"the VM needs memory, page size and machine {wanted}, this one has {found}"
+            )
+        if not tsc_close_enough(hello.tsc_hz, tsc_hz()):
+            raise MigrationError(
+                f"the guest's clock counts {hello.tsc_hz} Hz and this host's {tsc_hz()} Hz: "
+                f"choose a host whose TSC has the same frequency"
+            )
+        self._hello = hello
+        shared = frames.FEATURES & set(hello.features)
+        return frames.Welcome(frames.PROTOCOL_VERSION, tuple(sorted(shared)), boot_id())
+
+    def _put_pages(self, frame: frames.Pages) -> None:
+        view = self._view
+        runs = pages.read_runs(frame.runs, view.pages)
+        zeros = pages.read_runs(frame.zeros, view.pages)
+        count = int(runs[:, 1].sum())
+        if count * PAGE_BYTES != frame.raw_bytes:
+            raise StreamError(f"pages: {frame.raw_bytes} bytes for {count} pages")
+        if count:
+            raw = self._unpacker.unpack(Codec(frame.codec), frame.data, frame.raw_bytes)
+            put = view.xor_in if frame.delta else view.copy_in
+            put(pages.expand_runs(runs), raw)
+        elif frame.data:
+            raise StreamError("pages: data without pages")
+        for first, length in zeros.tolist():
+            self._destination.zero(first, length)
+
+    def _restore(self, frame: frames.MachineState, came_ns: int) -> None:
+        self._view.close()
+        self._destination.restore(frame.state)
+        self._state, self._state_came_ns = frame, came_ns
+        self._phases.enter(_P.READY)
+
+    def _claim(self) -> frames.Running:
+        hello, state = self._hello, self._state
+        if hello is None or state is None:
+            raise IllegalPhaseError("commit: HELLO and STATE come first")
+        token = self._claimed(hello)
+        self.must_end = True
+        here_ns = time.monotonic_ns() - self._state_came_ns
+        # What the frame took to get here is not known, and left out: the clock never gains more
+        # than the guest stood still.
+        gained_ns = state.stopped_for_ns + here_ns if state.running else 0
+        resumed_ns = self._destination.adopt(gained_ns, running=state.running)
+        self._phases.enter(_P.RUNNING)
+        self.token, self.must_end = token, False
+        _log.info("VM %s runs here, token %d", hello.vm, token)
+        return frames.Running(token, resumed_ns, gained_ns)
+
+    def _claimed(self, hello: frames.Hello) -> int:
+        deadline_s = time.monotonic() + self._claim_timeout_s
+        while True:
+            try:
+                return self._ownership.commit(hello.vm, hello.token)
+            except OwnershipLostError:
+                raise
+            except Exception as error:  # whatever it is, the record did not answer
+                if time.monotonic() > deadline_s:
+                    self.must_end = True
+                    raise UndecidedError(
+                        f"the placement record does not answer ({error}): this process must end"
+                    ) from error
+                _log.warning("VM %s: the placement record does not answer: %s", hello.vm, error)
+                self._pause_s(RETRY_S)
+
+    def _finish(self, late_input: bytes) -> None:
+        self._phases.enter(_P.DONE)
+        self._destination.console_input(late_input)
+
+    def _give_up(self, error: Exception) -> list[Frame]:
+        if self._phases.now in {_P.RUNNING, _P.DONE}:
+            # The VM is ours whatever the source says now.
+            _log.warning("after the move: %s", error)
+            return []
+        if not isinstance(error, RayvisorError):
+            _log.exception("the machine cannot be taken in")
+        self._discard()
+        return [frames.Abort((str(error) or type(error).__name__)[:1024])]
+
+    def _discard(self) -> None:
+        if self._phases.now is not _P.DISCARDED:
+            self._phases.enter(_P.DISCARDED)
+            self._view.close()
+            self._destination.discard()

@@ -1,0 +1,105 @@
+"""Deciding, after each round, what comes next. Numbers in, a decision out: no I/O, no time.
+
+The guest is stopped as soon as what is left can be sent within the downtime target. While rounds
+get smaller by themselves, nothing else is done. When two in a row did not get much smaller than
+what had just been sent, the guest writes faster than pages can be sent, and its vCPU is slowed
+down: its share of time is cut in proportion to what is missing, at most to a fifth and at least by
+a fifth in one step, and never below one percent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rayvisor.migration.config import MigrationConfig
+
+STUCK_RATIO: Final = 0.7
+"""A round that leaves more than this share of what it sent has not helped."""
+STUCK_ROUNDS: Final = 2
+SMALLEST_SHARE: Final = 0.01
+MEASURABLE_PAGES: Final = 256
+"""Rounds of fewer pages say more about fixed costs than about throughput."""
+ALWAYS_ALLOWED_PAGES: Final = 64
+"""A target below the fixed costs cannot be met; so few pages do not make it worse."""
+FIRST_GUESS_PAGES_PER_S: Final = 50_000.0
+SMOOTHING: Final = 0.5
+
+
+class Step(Enum):
+    """What to do next."""
+
+    ROUND = "round"
+    STOP = "stop"
+    POST_COPY = "post-copy"
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The next step, and the share of time that the vCPU is kept from running meanwhile."""
+
+    step: Step
+    throttle: float
+
+
+class Convergence:
+    """Follows one migration's rounds."""
+
+    def __init__(self, config: MigrationConfig, fixed_cost_s: float) -> None:
+        """`fixed_cost_s` is what the last step costs without a single page."""
+        self._config = config
+        self._fixed_cost_s = fixed_cost_s
+        self._pages_per_s: float | None = None
+        self._share = 1.0
+        self._stuck = 0
+        self._rounds = 0
+
+    @property
+    def throttle(self) -> float:
+        """The share of its time that the vCPU is kept from running now."""
+        return 1.0 - self._share
+
+    def expected_downtime_s(self, pages: int) -> float:
+        """What stopping the guest with `pages` left would cost."""
+        return self._fixed_cost_s + pages / (self._pages_per_s or FIRST_GUESS_PAGES_PER_S)
+
+    def after(self, sent_pages: int, seconds: float, dirty_pages: int) -> Decision:
+        """A round of `sent_pages` has taken `seconds`; `dirty_pages` were written meanwhile."""
+        self._rounds += 1
+        self._measure(sent_pages, seconds)
+        if self.small_enough(dirty_pages):
+            return Decision(Step.STOP, self.throttle)
+        helped = dirty_pages <= STUCK_RATIO * sent_pages
+        self._stuck = 0 if helped else self._stuck + 1
+        if self._rounds >= self._config.max_rounds:
+            return Decision(self._last_resort(), self.throttle)
+        if self._stuck >= STUCK_ROUNDS:
+            if self._config.auto_converge and self._share > SMALLEST_SHARE:
+                self._slow_down(dirty_pages)
+            elif self._config.post_copy:
+                return Decision(Step.POST_COPY, self.throttle)
+        return Decision(Step.ROUND, self.throttle)
+
+    def small_enough(self, pages: int) -> bool:
+        """Whether `pages` can be sent within the downtime target."""
+        return (
+            pages <= ALWAYS_ALLOWED_PAGES
+            or self.expected_downtime_s(pages) <= self._config.downtime_s
+        )
+
+    def _last_resort(self) -> Step:
+        return Step.POST_COPY if self._config.post_copy else Step.GIVE_UP
+
+    def _measure(self, pages: int, seconds: float) -> None:
+        if pages < MEASURABLE_PAGES or seconds <= 0:
+            return
+        rate, before = pages / seconds, self._pages_per_s
+        self._pages_per_s = rate if before is None else before + SMOOTHING * (rate - before)
+
+    def _slow_down(self, pages: int) -> None:
+        self._stuck = STUCK_ROUNDS - 1
+        wanted = self._config.downtime_s / self.expected_downtime_s(pages)
+        self._share = max(SMALLEST_SHARE, self._share * min(0.8, max(0.2, wanted)))

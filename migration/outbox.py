@@ -1,0 +1,143 @@
+"""Frames on their way out: a thread that encodes and sends them while the next are packed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.migration import frames
+from rayvisor.migration.errors import MigrationTimeoutError, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.migration.frames import Frame
+    from rayvisor.migration.roles import Transport
+
+LOOK_EVERY_S: Final = 0.05
+
+
+class Outbox:
+    """Sends frames in order. `put` waits while `room` frames are in it: back-pressure.
+
+    Args:
+        transport: Takes the encoded frames.
+        room: How many frames may wait.
+        bytes_per_s: At most so much is sent on average; None for no limit.
+
+    Attributes:
+        bytes_sent: Bytes that the transport has taken.
+    """
+
+    def __init__(self, transport: Transport, room: int, bytes_per_s: float | None) -> None:
+        self.bytes_sent = 0
+        self._transport = transport
+        self._room = room
+        self._bytes_per_s = bytes_per_s
+        self._seq = 0
+        self._waiting: deque[Frame] = deque()
+        self._changed = threading.Condition()
+        self._error: Exception | None = None
+        self._closed = False
+        self._busy = False
+        self._thread = threading.Thread(target=self._work, name="migration-out", daemon=True)
+        self._thread.start()
+
+    def put(self, frame: Frame, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Send `frame` after those before it.
+
+        `meanwhile` is called now and then while there is no room; it may raise.
+
+        Raises:
+            TransportError: the transport has failed, or the outbox is closed.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._error or self._closed or len(self._waiting) < self._room,
+                    LOOK_EVERY_S,
+                )
+                self._fail_if_broken()
+                if len(self._waiting) < self._room:
+                    self._waiting.append(frame)
+                    self._changed.notify_all()
+                    return
+            meanwhile()
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until the transport has taken everything.
+
+        Raises:
+            MigrationTimeoutError: it has not in time.
+            TransportError: the transport has failed.
+        """
+        with self._changed:
+            taken = self._changed.wait_for(
+                lambda: self._error or self._closed or not (self._waiting or self._busy),
+                timeout_s,
+            )
+            self._fail_if_broken()
+            if not taken:
+                raise MigrationTimeoutError(f"the other side took nothing for {timeout_s:g} s")
+
+    def drop(self) -> None:
+        """Forget the frames that wait."""
+        with self._changed:
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def unlimited(self) -> None:
+        """No bandwidth cap from now on: the guest stands still."""
+        with self._changed:
+            self._bytes_per_s = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Send nothing more; what waits is dropped. Harmless twice."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _fail_if_broken(self) -> None:
+        if self._error is not None:
+            raise TransportError(f"cannot send: {self._error}") from self._error
+        if self._closed:
+            raise TransportError("cannot send: the stream is closed")
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting)
+                if self._closed:
+                    return
+                frame = self._waiting.popleft()
+                self._busy = True
+                self._changed.notify_all()
+            try:
+                self._send(frame)
+            except Exception as error:  # noqa: BLE001 - raised where the next frame is put
+                with self._changed:
+                    self._error = error
+                    self._waiting.clear()
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _send(self, frame: Frame) -> None:
+        data = frames.encode(self._seq, frame)
+        self._seq += 1
+        started_s = time.monotonic()
+        self._transport.send(data)
+        with self._changed:
+            self.bytes_sent += len(data)
+            # The cap is on the average: after each frame comes the pause that it has earned.
+            while self._bytes_per_s is not None and not self._closed:
+                pause_s = started_s + len(data) / self._bytes_per_s - time.monotonic()
+                if pause_s <= 0:
+                    break
+                self._changed.wait(pause_s)

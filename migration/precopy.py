@@ -1,0 +1,366 @@
+"""The source's side of a migration: rounds while the guest runs, then the rest, then let go.
+
+    greeting   HELLO, and the destination's WELCOME
+    pre-copy   all pages once, then those written meanwhile, again and again, until what is left
+               can be sent within the downtime target (rayvisor.migration.convergence)
+    stopped    the guest is paused; the last pages, the console's last bytes, the machine's state
+    handover   COMMIT; the destination claims the VM from the placement record and runs it
+
+The order in which things are done, and who owns the VM when, is drawn in
+rayvisor.migration.phases.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.migration import frames, pages
+from rayvisor.migration.config import PAGE_BYTES, MigrationConfig
+from rayvisor.migration.convergence import Convergence, Step
+from rayvisor.migration.conversation import Conversation
+from rayvisor.migration.errors import (
+    MigrationCancelledError,
+    MigrationFailedError,
+    MigrationTimeoutError,
+    OwnershipLostError,
+    PeerAbortedError,
+    UndecidedError,
+)
+from rayvisor.migration.host import boot_id, tsc_hz
+from rayvisor.migration.logbook import Logbook
+from rayvisor.migration.phases import SourcePhase, source_phases
+from rayvisor.migration.report import MigrationReport, Progress
+from rayvisor.migration.sending import PageSender, Tally
+from rayvisor.vmm.errors import MigrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.migration.pages import Bitmap
+    from rayvisor.migration.roles import Ownership, Source, Transport
+
+_log = logging.getLogger(__name__)
+
+HANDOVER_COST_S: Final = 0.003
+"""Measured: pause, save, restore and resume, without a page and without the carrier."""
+HANDOVER_TRIPS: Final = 1.5
+"""Round trips while the guest stands still: the claim, and half of one for STATE and COMMIT."""
+RETRY_S: Final = 0.2
+ABORT_TAKES_S: Final = 1.0
+_P = SourcePhase
+
+
+class Migration:
+    """One attempt to move a running VM to another process.
+
+    `run` does it on the calling thread; `cancel` may be called by any.
+
+    Args:
+        source: The VM here.
+        transport: Carries frames to an `Arrival`. Closed at the end.
+        ownership: The placement record.
+        token: The fencing token under which the VM runs here.
+        config: Limits and choices.
+        route: Names of the two hosts, for the report.
+        on_progress: Called now and then, on the thread that runs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transport: Transport,
+        ownership: Ownership,
+        *,
+        token: int,
+        config: MigrationConfig | None = None,
+        route: tuple[str, str] = ("here", "there"),
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        now_s: Callable[[], float] = time.monotonic,
+        pause_s: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._source = source
+        self._ownership = ownership
+        self._token = token
+        self._config = config or MigrationConfig()
+        self._now_s = now_s
+        self._pause_s = pause_s
+        self._phases = source_phases()
+        self._cancelled = threading.Event()
+        self._console_offset = 0
+        self._stopped_ns: int | None = None
+        self._boot_id_there = ""
+        self._talk = Conversation(transport, self._config)
+        self._sender: PageSender | None = None
+        self._book = Logbook(
+            MigrationReport(source.name, *route),
+            self._talk.outbox,
+            Tally(),
+            Convergence(self._config, HANDOVER_COST_S),
+            on_progress,
+            now_s,
+        )
+
+    @property
+    def phase(self) -> SourcePhase:
+        """Where it stands."""
+        return self._phases.now
+
+    def cancel(self) -> None:
+        """Call it off: the VM stays here. Too late, and without effect, from COMMIT on."""
+        self._cancelled.set()
+
+    def run(self) -> MigrationReport:
+        """Move the VM.
+
+        Returns:
+            The report; the VM runs at the destination.
+
+        Raises:
+            MigrationFailedError: the VM runs on here, as it did; has the report.
+            UndecidedError: the placement record does not answer: the VM is paused here, and
+                `settle` asks again.
+        """
+        try:
+            sender = self._greet()
+            pending = self._precopy(sender)
+            self._stop_and_copy(sender, pending)
+        except Exception as error:
+            if self.phase is not _P.HANDOVER:
+                raise self._keep(error) from error
+            _log.warning("COMMIT may not have been sent: %s", error)
+        return self.settle()
+
+    def settle(self) -> MigrationReport:
+        """Learn who has the VM after COMMIT, and act on it. See `run`."""
+        self._phases.require(_P.HANDOVER)
+        try:
+            running = self._talk.reply(frames.Running, self._config.stop_timeout_s)
+        except MigrationError as error:
+            running = None
+            self._take_back(error)
+        return self._moved(running)
+
+    # --- The way there ------------------------------------------------------------------------
+
+    def _enter(self, phase: SourcePhase) -> None:
+        self._phases.enter(phase)
+        self._book.enter(str(phase))
+
+    def _greet(self) -> PageSender:
+        self._enter(_P.GREETING)
+        source, config, talk = self._source, self._config, self._talk
+        asked_s = self._now_s()
+        talk.put(
+            frames.Hello(
+                version=frames.PROTOCOL_VERSION,
+                features=tuple(sorted(frames.FEATURES)),
+                vm=source.name,
+                memory_bytes=len(source.ram),
+                page_bytes=PAGE_BYTES,
+                machine=source.machine_schema,
+                token=self._token,
+                tsc_hz=tsc_hz(),
+                boot_id=boot_id(),
+            )
+        )
+        welcome = talk.reply(frames.Welcome, config.reply_timeout_s, self._check_limits)
+        trip_s = self._now_s() - asked_s
+        self._boot_id_there = welcome.boot_id
+        self._book.convergence = Convergence(config, HANDOVER_COST_S + HANDOVER_TRIPS * trip_s)
+        self._sender = PageSender(
+            source.ram,
+            talk.outbox,
+            self._book.tally,
+            largest_chunk_bytes=max(config.chunk_bytes, config.stop_chunk_bytes),
+            delta_cache_bytes=config.delta_cache_bytes if "delta" in welcome.features else 0,
+        )
+        return self._sender
+
+    def _precopy(self, sender: PageSender) -> Bitmap:
+        """Rounds until the guest should be stopped; the pages that are left to send."""
+        self._enter(_P.PRECOPY)
+        source, book = self._source, self._book
+        source.start_log()
+        pending = pages.bitmap_of(source.written_pages(), sender.pages)
+        sender.send_holes(~pending)
+        while True:
+            count = self._send_round(sender, pending)
+            pending = pages.bitmap_of(source.harvest(), sender.pages)
+            left = int(pending.sum())
+            done = book.end_round(left)
+            self._check()
+            decision = book.convergence.after(count, done.seconds, left)
+            _log.debug("round %d: %d pages, %d left, %s", done.number, count, left, decision)
+            source.throttle(decision.throttle)
+            if decision.step is Step.STOP:
+                return pending
+            if decision.step is Step.GIVE_UP:
+                raise MigrationTimeoutError(
+                    f"after {done.number + 1} rounds the guest still writes "
+                    f"{book.dirty_pages_per_s:,.0f} pages a second: allow a longer downtime, "
+                    f"or slowing it down"
+                )
+
+    def _send_round(self, sender: PageSender, pending: Bitmap) -> int:
+        indexes = pages.indexes_of(pending)
+        self._book.begin_round(len(indexes))
+        number = len(self._book.report.rounds)
+        sender.send(
+            indexes,
+            self._config.round_codec,
+            self._config.chunk_bytes,
+            first_time=number == 0,
+            check=self._check,
+        )
+        self._send_console()
+        self._talk.put(frames.RoundEnd(number))
+        self._talk.reply(frames.Ack, None, self._check_limits)
+        return len(indexes)
+
+    def _stop_and_copy(self, sender: PageSender, pending: Bitmap) -> None:
+        source, config, talk = self._source, self._config, self._talk
+        self._enter(_P.STOPPED)
+        self._stopped_ns = source.pause()
+        talk.outbox.unlimited()
+        indexes = pages.indexes_of(pending | pages.bitmap_of(source.harvest(), sender.pages))
+        self._book.begin_round(len(indexes))
+        sender.send(
+            indexes,
+            config.stop_codec,
+            config.stop_chunk_bytes,
+            first_time=False,
+            check=self._check_stopped,
+        )
+        self._send_console()
+        state = source.save()
+        stopped_for_ns = time.monotonic_ns() - self._stopped_ns
+        talk.put(frames.MachineState(state, source.runs, stopped_for_ns))
+        self._book.end_round(0)
+        # COMMIT goes last, and only once everything before it has been taken: a guest that waits
+        # behind a stuck carrier can still be resumed.
+        talk.outbox.flush(config.stop_timeout_s)
+        self._check_stopped()
+        self._enter(_P.HANDOVER)
+        talk.put(frames.Commit())
+
+    def _send_console(self) -> None:
+        while True:
+            offset, data = self._source.console_output(self._console_offset)
+            if not data:
+                return
+            self._talk.put(frames.ConsoleOutput(offset, data))
+            self._console_offset = offset + len(data)
+
+    def _check(self) -> None:
+        """Between two frames: is this to go on?"""
+        self._check_limits()
+        self._talk.expect_silence()
+
+    def _check_limits(self) -> None:
+        self._check_not_cancelled()
+        elapsed_s = self._book.elapsed_s
+        if elapsed_s > self._config.timeout_s:
+            raise MigrationTimeoutError(f"not done after {elapsed_s:.1f} s")
+        self._book.tell()
+
+    def _check_stopped(self) -> None:
+        self._check_not_cancelled()
+        still_ns = time.monotonic_ns() - (self._stopped_ns or 0)
+        if still_ns > self._config.stop_timeout_s * 1e9:
+            raise MigrationTimeoutError(f"the guest stood still for {still_ns / 1e9:.1f} s")
+
+    def _check_not_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise MigrationCancelledError("cancelled")
+
+    # --- The end ------------------------------------------------------------------------------
+
+    def _keep(self, error: Exception) -> Exception:
+        """The guest goes on here. The error to raise."""
+        problems = [str(error) or type(error).__name__]
+        report = self._book.report
+        for step in (self._source.resume, self._calm_down):
+            try:
+                step()
+            except Exception as worse:  # noqa: BLE001 - told together with what led to it
+                problems.append(str(worse) or type(worse).__name__)
+            if self._stopped_ns is not None and not report.downtime_s:
+                report.downtime_s = (time.monotonic_ns() - self._stopped_ns) / 1e9
+        self._enter(_P.KEPT)
+        try:
+            self._talk.outbox.drop()
+            self._talk.put(frames.Abort(problems[0][:1024]))
+            self._talk.outbox.flush(ABORT_TAKES_S)
+        except MigrationError as unheard:
+            _log.debug("the destination could not be told: %s", unheard)
+        cancelled = isinstance(error, MigrationCancelledError)
+        report.outcome = "cancelled" if cancelled else "failed"
+        report.error = "; ".join(problems)
+        self._close()
+        message = f"VM {report.vm} was not moved and stays at {report.source}: {report.error}"
+        _log.warning("%s", message)
+        return MigrationFailedError(message, report)
+
+    def _calm_down(self) -> None:
+        """Take everything away that a migration puts on a guest."""
+        self._source.throttle(0.0)
+        self._source.stop_log()
+
+    def _take_back(self, error: MigrationError) -> None:
+        """No word from the destination after COMMIT: returns if it has the VM."""
+        _log.warning("no word from the destination (%s): asking the placement record", error)
+        deadline_s = self._now_s() + self._config.settle_timeout_s
+        while True:
+            try:
+                token = self._ownership.take_back(
+                    self._source.name,
+                    self._token,
+                    given_up=isinstance(error, PeerAbortedError),
+                )
+            except OwnershipLostError:
+                return
+            except Exception as silence:
+                if self._now_s() >= deadline_s:
+                    raise UndecidedError(
+                        f"VM {self._source.name} is paused at {self._book.report.source}: the "
+                        f"placement record does not say who owns it ({silence})"
+                    ) from silence
+                self._pause_s(RETRY_S)
+            else:
+                self._book.report.token = token
+                raise self._keep(error) from error
+
+    def _moved(self, running: frames.Running | None) -> MigrationReport:
+        report = self._book.report
+        self._set_downtime(running)
+        self._enter(_P.MOVED)
+        late_input = self._source.release()
+        try:
+            self._talk.put(frames.Done(late_input[: frames.MAX_INPUT_BYTES]))
+            self._talk.outbox.flush(self._config.reply_timeout_s)
+        except MigrationError as error:
+            _log.warning("%d bytes typed during the move are lost: %s", len(late_input), error)
+        report.token = running.token if running else None
+        report.outcome = "moved"
+        self._close()
+        _log.info("VM %s runs at %s", report.vm, report.destination)
+        return report
+
+    def _set_downtime(self, running: frames.Running | None) -> None:
+        now_ns = time.monotonic_ns()
+        stopped_ns = now_ns if self._stopped_ns is None else self._stopped_ns
+        bound_ns = now_ns - stopped_ns
+        measured_ns = running.resumed_ns - stopped_ns if running else -1
+        same_clock = bool(boot_id()) and boot_id() == self._boot_id_there
+        exact = same_clock and 0 <= measured_ns <= bound_ns
+        self._book.report.downtime_s = (measured_ns if exact else bound_ns) / 1e9
+        self._book.report.downtime_is_bound = not exact
+
+    def _close(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        self._talk.close()
+        self._book.close()
