@@ -48,6 +48,11 @@ class AlarmClock:
         self._slots.append(slot)
         return slot
 
+    def forget(self, slot: AlarmSlot) -> None:
+        """Take an alarm away for good."""
+        self._slots.remove(slot)
+        self.alarms_changed()
+
     def alarms_changed(self) -> None:
         """Tell the machine that the next deadline may be another one."""
         self.on_change()

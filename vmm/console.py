@@ -27,6 +27,7 @@ class Console:
         self._kept = bytearray()
         self._start = 0
         self._changed = threading.Condition()
+        self._sending = threading.Lock()
         self._closed = False
 
     @property
@@ -74,7 +75,19 @@ class Console:
         Raises:
             MachineStateError: the guest does not read and too much is waiting already.
         """
-        self._send(data)
+        with self._sending:
+            self._send(data)
+
+    def redirect(self, send: Callable[[bytes], None]) -> None:
+        """Have input go to `send` from now on; none is on its way to where it went before."""
+        with self._sending:
+            self._send = send
+
+    def continue_at(self, offset: int) -> None:
+        """Output goes on at `offset`, and none of what came before is kept here."""
+        with self._changed:
+            self._kept.clear()
+            self._start = offset
 
     def close(self) -> None:
         """No more output will come: readers that wait are let go."""

@@ -199,6 +199,7 @@ class Machine:
             device.reset()
         self.vcpu.reset()
         state = load(self.ram, self.spec.boot)
+        self.vcpu.host_wrote(0, self.ram.size_bytes)
         self.spec.boot.release()
         self.vcpu.load(state)
         self.on_restore()
