@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
@@ -45,29 +46,23 @@ class RayCarrier:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._vms: dict[str, Any] = {}
-        self._capacities: dict[str, Capacity] = {}
 
     def nodes(self) -> list[Node]:
         """Every Ray node; a live one without a host actor gets one."""
         raw = _ray_nodes()
         names = Counter(n["NodeManagerHostname"] for n in raw if n["Alive"])
-        alive = [n["NodeID"] for n in raw if n["Alive"]]
-        asked = {
-            host_id: host_actor(host_id).capacity.remote()
-            for host_id in alive
-            if host_id not in self._capacities
-        }
-        if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=HOST_START_S)
+        asked = {n["NodeID"]: host_actor(n["NodeID"]).capacity.remote() for n in raw if n["Alive"]}
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=HOST_START_S)
         nodes = []
         for n in raw:
             host_id, host_name = n["NodeID"], n["NodeManagerHostname"]
-            capacity, reason = self._capacities.get(host_id), ""
+            capacity: Capacity | None = None
+            reason = ""
             if not n["Alive"]:
                 reason = f"gone: {n['DeathReasonMessage'] or 'no longer part of the cluster'}"
-            elif host_id in asked:
+            else:
                 try:
-                    capacity = self._capacities[host_id] = ray.get(asked[host_id], timeout=0)
+                    capacity = ray.get(asked[host_id], timeout=0)
                 except (ray.exceptions.RayError, TimeoutError) as error:
                     reason = f"its host actor does not answer ({type(error).__name__})"
                     _log.warning("host %s: %s", host_name, error)
@@ -102,23 +97,19 @@ class RayCarrier:
             started = ray.get(host.start_vm.remote(placement, boot), timeout=VM_START_S)
         return cast("GuestStatus", started)
 
-    def kill(self, name: str) -> None:
-        """End the VM's process, and wait until Ray says that it has."""
+    def kill(self, placement: Placement) -> None:
+        """End the VM's process and return once it has ended."""
         with self._lock:
-            self._vms.pop(name, None)
-        try:
-            actor = ray.get_actor(vm_actor_name(name), namespace=NAMESPACE)
-        except ValueError:
+            self._vms.pop(placement.name, None)
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(vm_actor_name(placement.name), namespace=NAMESPACE))
+        if not placement.pid:
             return
-        ray.kill(actor)
-        # The name is free for the next VM once a call to this one fails.
-        for _ in range(50):
-            try:
-                ray.get(actor.status.remote(), timeout=0.2)
-            except ray.exceptions.RayActorError:
-                return
-            except (ray.exceptions.RayError, TimeoutError):
-                continue
+        alive = {node["NodeID"] for node in _ray_nodes() if node["Alive"]}
+        if placement.host_id in alive:
+            # Ray says that an actor is dead before its process is.
+            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+                ray.get(host_actor(placement.host_id).finish_vm.remote(placement.pid), timeout=10)
 
     def _ask(self, name: str) -> Any:  # noqa: ANN401 - as above
         with self._lock:
@@ -169,6 +160,10 @@ class ClusterActor:
     def hosts(self) -> list[HostStatus]:
         """See `Directory.hosts`."""
         return self._directory.hosts()
+
+    def check_free(self, name: str) -> None:
+        """See `Directory.check_free`."""
+        self._directory.check_free(name)
 
     def create(self, request: VmRequest, boot: Sequence[ray.ObjectRef[BootSource]]) -> VmStatus:
         """See `Directory.create`. `boot` is one reference in a list, passed on unread."""

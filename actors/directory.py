@@ -77,8 +77,8 @@ class Carrier(Protocol[BootT_contra]):
     def start(self, placement: Placement, boot: BootT_contra) -> GuestStatus:
         """Start the VM on its host; nothing is left of it when this raises."""
 
-    def kill(self, name: str) -> None:
-        """End the VM's process. Harmless when there is none."""
+    def kill(self, placement: Placement) -> None:
+        """End the VM's process and return once it has ended. Harmless when there is none."""
 
 
 class Directory(Generic[BootT_contra]):
@@ -97,7 +97,7 @@ class Directory(Generic[BootT_contra]):
         self._placing = threading.Lock()
         for placement in self._ledger.placements():
             if not placement.pid:  # whoever was creating it died with the directory before
-                carrier.kill(placement.name)
+                carrier.kill(placement)
                 self._ledger.release(placement.name, placement.token)
 
     def hosts(self) -> list[HostStatus]:
@@ -126,6 +126,10 @@ class Directory(Generic[BootT_contra]):
             )
         return sorted(found, key=lambda h: (h.name, h.host_id))
 
+    def check_free(self, name: str) -> None:
+        """Raise NameTakenError when there is a VM of that name."""
+        self._ledger.check_free(name)
+
     def create(self, request: VmRequest, boot: BootT_contra) -> VmStatus:
         """Place a VM and start it.
 
@@ -142,7 +146,7 @@ class Directory(Generic[BootT_contra]):
             guest = self._carrier.start(placement, boot)
             placement = self._ledger.confirm(request.name, placement.token, guest.pid)
         except BaseException:
-            self._carrier.kill(request.name)
+            self._carrier.kill(placement)
             self._ledger.release(request.name, placement.token)
             raise
         _log.info("VM %s is on host %s", request.name, host.name)
@@ -167,15 +171,16 @@ class Directory(Generic[BootT_contra]):
             UnknownVmError: there is none of that name.
             MachineStateError: it runs and `force` is not set.
         """
-        status = self.status(name)
+        placement = self._ledger.get(name)
+        (status,) = self._statuses([placement])
         gone = status.state in {VmState.FAILED, *_ENDED}
         if not force and not gone:
             raise MachineStateError(
                 f"VM {name!r} is {status.state}: `rayvisor stop {name}` first, or use --force"
             )
         # Forgotten first, so that its host does not write down how a removed VM ended.
-        self._ledger.release(name, status.token)
-        self._carrier.kill(name)
+        self._ledger.release(name, placement.token)
+        self._carrier.kill(placement)
         return status
 
     def _statuses(self, placements: Sequence[Placement]) -> list[VmStatus]:

@@ -36,3 +36,7 @@ class HostActor:
     ) -> GuestStatus:
         """See `Host.start_vm`."""
         return self._host.start_vm(placement, boot)
+
+    def finish_vm(self, pid: int) -> None:
+        """See `Host.finish_vm`."""
+        self._host.finish_vm(pid)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from rayvisor.actors import capacity
 from rayvisor.actors.ledger import StaleTokenError, read_end, read_placement, write_end
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rayvisor.actors.store import KeyValueStore
 
 _log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 2.0
 
 BootT_contra = TypeVar("BootT_contra", contravariant=True)
 
@@ -35,6 +37,9 @@ class Watch(Protocol):
 
     def add(self, pid: int, ended: Callable[[str], None]) -> None:
         """Call `ended` with the reason once process `pid` ends."""
+
+    def finish(self, pid: int, patience_s: float) -> None:
+        """Return once process `pid` has ended; it is killed after `patience_s` seconds."""
 
 
 class Host(Generic[BootT_contra]):
@@ -80,6 +85,10 @@ class Host(Generic[BootT_contra]):
         _log.info("VM %s runs in process %d", placement.name, status.pid)
         self._keep_an_eye_on(placement, status.pid)
         return status
+
+    def finish_vm(self, pid: int) -> None:
+        """Return once a VM's process, which was told to end, has ended."""
+        self._watch.finish(pid, PATIENCE_S)
 
     def _keep_an_eye_on(self, placement: Placement, pid: int) -> None:
         def ended(reason: str) -> None:

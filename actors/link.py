@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import _raylet
+from ray._private import ray_constants
 from ray._private import worker as ray_worker
 
 from rayvisor.actors.names import NAMESPACE
 from rayvisor.vmm.errors import ClusterError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def connect(address: str, *, node_ip: str | None, working_dir: str = "") -> None:
+
+def connect(address: str, *, loopback: bool, working_dir: str = "") -> None:
     """Connect to the Ray at `address`, HOST:PORT or "auto".
+
+    With `loopback`, it is one that listens on the loopback address alone, and so does this
+    process.
 
     Raises:
         ClusterError: there is none, or it does not let us in.
@@ -23,20 +31,35 @@ def connect(address: str, *, node_ip: str | None, working_dir: str = "") -> None
     raylet: Any = _raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
-    options: dict[str, Any] = {"_node_ip_address": node_ip} if node_ip else {}
+    options: dict[str, Any] = {"_node_ip_address": "127.0.0.1"} if loopback else {}
     if working_dir:
         options["runtime_env"] = {"working_dir": working_dir}
     try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **options,
-        )
+        with _loopback_allowed() if loopback else contextlib.nullcontext():
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise ClusterError(f"no Ray to connect to at {address}: {first}") from error
     # The raylet's remarks on each process that ends would go to standard output; what they say
     # of a VM is its reason.
     ray_worker._worker_logs_enabled = False  # noqa: SLF001 - Ray offers no public switch
+
+
+@contextlib.contextmanager
+def _loopback_allowed() -> Iterator[None]:
+    """Inside, Ray takes 127.0.0.1 for this node's address instead of looking for another.
+
+    The environment variable for it is read when Ray is imported, which may be long ago.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

@@ -15,6 +15,7 @@ import signal
 import struct
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -68,13 +69,20 @@ def describe_end(pid: int, code: int | None) -> str:
     return f"the VM's process {pid} was killed by {name}"
 
 
+@dataclass(slots=True)
+class _Watched:
+    pid: int
+    ended: Callable[[str], None]
+    gone: threading.Event = field(default_factory=threading.Event)
+
+
 class ProcessWatch:
     """Calls back, on a thread of its own, when a watched process ends."""
 
     def __init__(self) -> None:
         self._poll = select.epoll()
         self._lock = threading.Lock()
-        self._watched: dict[int, tuple[int, Callable[[str], None]]] = {}
+        self._watched: dict[int, _Watched] = {}
         threading.Thread(target=self._run, name="process-watch", daemon=True).start()
 
     def add(self, pid: int, ended: Callable[[str], None]) -> None:
@@ -85,15 +93,32 @@ class ProcessWatch:
             ended(describe_end(pid, None))
             return
         with self._lock:
-            self._watched[pidfd] = (pid, ended)
+            self._watched[pidfd] = _Watched(pid, ended)
             self._poll.register(pidfd, select.EPOLLIN)
+
+    def finish(self, pid: int, patience_s: float) -> None:
+        """Return once process `pid` has ended; it is killed after `patience_s` seconds.
+
+        Harmless for a process that is not watched: it has ended, or is none of ours.
+        """
+        with self._lock:
+            found = [(fd, w) for fd, w in self._watched.items() if w.pid == pid]
+        for pidfd, watched in found:
+            if not watched.gone.wait(patience_s):
+                with self._lock, contextlib.suppress(ProcessLookupError):
+                    if pidfd in self._watched:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                watched.gone.wait()
 
     def _run(self) -> None:
         while True:
             for pidfd, _ in self._poll.poll():
                 with self._lock:
-                    pid, ended = self._watched.pop(pidfd)
+                    watched = self._watched[pidfd]
                     self._poll.unregister(pidfd)
-                reason = describe_end(pid, exit_code(pidfd))
-                os.close(pidfd)
-                ended(reason)
+                reason = describe_end(watched.pid, exit_code(pidfd))
+                with self._lock:
+                    del self._watched[pidfd]
+                    os.close(pidfd)
+                watched.gone.set()
+                watched.ended(reason)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from rayvisor.runtime import boot, cluster_file, local_ray
 from rayvisor.runtime.console_link import ConsoleLink
 from rayvisor.runtime.expect import ExpectConsole
 from rayvisor.runtime.units import parse_bytes
-from rayvisor.vmm.errors import ClusterError, MachineStateError, UnknownVmError
+from rayvisor.vmm.errors import ClusterError, ConfigError, MachineStateError, UnknownVmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 NO_CLUSTER = "no cluster: run `rayvisor up`"
 CALL_S = 30.0
 CREATE_S = 120.0
+RETRY_PAUSE_S = 0.2
+MIN_OBJECT_STORE_BYTES = 75 << 20
 
 
 def _say_nothing(_text: str) -> None:
@@ -78,8 +81,12 @@ class Cluster:
             progress: Called with what is being done.
 
         Raises:
+            ConfigError: the object store is none, or smaller than Ray needs.
             ClusterError: it cannot be started or joined; nothing is left half-made.
         """
+        object_store_bytes = parse_bytes(object_store)
+        if object_store_bytes < MIN_OBJECT_STORE_BYTES:
+            raise ConfigError(f"object store of {object_store} is less than the 75M Ray needs")
         with cluster_file.locked(progress):
             found = cluster_file.load()
             if found is not None:
@@ -96,13 +103,15 @@ class Cluster:
                 local_ray.stop(found)
             if address is None:
                 file = local_ray.start(
-                    object_store_bytes=parse_bytes(object_store),
+                    object_store_bytes=object_store_bytes,
                     cpus=cpus,
                     dashboard=dashboard,
                     progress=progress,
                     meanwhile=_import_ray,
                 )
             else:
+                if address != "auto" and not local_ray.answers(address):
+                    raise ClusterError(f"no Ray answers at {address}: give the HOST:PORT of one")
                 file = cluster_file.ClusterFile(
                     phase="starting", owned=False, address=address, working_dir=working_dir or ""
                 )
@@ -206,6 +215,7 @@ class Cluster:
 
         from rayvisor.actors.records import VmRequest
 
+        self._call("check_free", spec.name)
         source = boot.source_of(spec)
         request = VmRequest(
             name=spec.name,
@@ -281,16 +291,18 @@ class Cluster:
         return self._actor
 
     def _call(self, method: str, *args: object, timeout_s: float = CALL_S, **kw: object) -> Any:  # noqa: ANN401
-        """Call the cluster actor; once more on a new one when it turns out to be gone."""
+        """Call the cluster actor; again while a new one takes the place of one that died."""
         import ray
 
-        try:
-            return _own(
-                getattr(self._ensure_actor(), method).remote(*args, **kw), timeout_s, gone=True
-            )
-        except ray.exceptions.RayActorError:
-            self._actor = None
-            return _own(getattr(self._ensure_actor(), method).remote(*args, **kw), timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            call = getattr(self._ensure_actor(), method).remote(*args, **kw)
+            try:
+                return _own(call, timeout_s, gone=time.monotonic() < deadline_s)
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(RETRY_PAUSE_S)
+            except ray.exceptions.RayActorError:
+                self._actor = None
 
 
 class VmHandle:
@@ -513,7 +525,7 @@ def _connect(file: ClusterFile) -> None:
 
     connect(
         file.address,
-        node_ip=local_ray.LOOPBACK if file.owned else None,
+        loopback=file.owned,
         working_dir=file.working_dir,
     )
 

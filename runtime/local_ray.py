@@ -141,8 +141,6 @@ def client_environment(cluster: ClusterFile) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": cluster.token_file,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # The switch by which Ray stays on the loopback address; it is not only for those systems.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 
@@ -218,6 +216,8 @@ def _environment(cluster: ClusterFile) -> dict[str, str]:
         **{k: v for k, v in os.environ.items() if k not in _NOT_INHERITED},
         **client_environment(cluster),
         MARK: cluster.cluster_id,
+        # The switch by which Ray stays on the loopback address, on any system.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_START_HOOK": "rayvisor.actors.start_hook.lighten",
     }
     try:

@@ -246,12 +246,17 @@ def console(
             render=lambda: "",
         )
         return
-    if not status.state.is_live and not (from_start and vm.has_process()):
-        hint = "" if not vm.has_process() else "; --from-start shows its last output"
-        raise MachineStateError(
-            f"no console: VM {name!r} is {status.state.value}: {status.reason}{hint}"
-        )
-    _attach(vm, name, from_start=from_start)
+    if status.state.is_live:
+        _attach(vm, name, from_start=from_start)
+        return
+    ended = f"VM {name!r} is {status.state.value}: {status.reason}"
+    if not vm.has_process():
+        raise MachineStateError(f"no console: {ended}")
+    if not from_start:
+        raise MachineStateError(f"no console: {ended}; --from-start shows its last output")
+    sys.stdout.buffer.write(vm.console_output()[1])
+    sys.stdout.flush()
+    _say(ended)
 
 
 def _attach(vm: VmHandle, name: str, *, from_start: bool) -> None:
@@ -259,21 +264,31 @@ def _attach(vm: VmHandle, name: str, *, from_start: bool) -> None:
 
     link = vm.console_link()
     first, end = vm.console_offsets()
+    offset = first if from_start else max(first, end - REPLAY_BYTES)
+
+    def read(start: int, timeout_s: float) -> tuple[int, bytes]:
+        nonlocal offset
+        found, data = link.read(start, timeout_s)
+        offset = found + len(data)
+        return found, data
+
     if is_interactive():
         _say(f"this is the console of {name}; ctrl-] leaves")
-    how = attach(
-        link.read,
-        vm.send,
-        start_offset=first if from_start else max(first, end - REPLAY_BYTES),
-        alive=link.alive,
-        eof_ends=True,
-    )
+    how = attach(read, vm.send, start_offset=offset, alive=link.alive, eof_ends=True)
+    if how is AttachEnd.EOF:
+        # What a pipe typed is answered before this leaves.
+        while data := read(offset, QUIET_S)[1]:
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
     if how is AttachEnd.ENDED:
         status = vm.status()
         _say(f"{name} is {status.state.value}: {status.reason}")
     else:
         _say(f"left the console of {name}")
 
+
+QUIET_S = 1.0
+"""After the end of a pipe that types: how long no output must come before the console is left."""
 
 REPLAY_BYTES = 4096
 """Output shown on attaching, so that the prompt is there."""
