@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_WAITING_INPUT_BYTES: Final = 1 << 20
+WARM_BOOT_FLAG_GPA: Final = 0x472
+WARM_BOOT: Final = b"\x34\x12"
+PANIC_WARM: Final = "panic_warm"
 INPUT_RETRY_NS: Final = 2_000_000
 
 
@@ -126,10 +129,24 @@ class Machine:
         self._reset_asked = True
         self.vcpu.kick()
 
+    def guest_reset(self) -> None:
+        """The guest pulls its own reset line. The machine's thread.
+
+        A kernel booted with ``reboot=panic_warm`` leaves the warm-boot flag (BIOS data area,
+        0040:0072) when it resets after a panic: that is an end, not a reboot.
+        """
+        panic_marked = PANIC_WARM in self.spec.boot.cmdline
+        if panic_marked and self.ram.read(WARM_BOOT_FLAG_GPA, 2) == WARM_BOOT:
+            self.crash_reason = "the guest's kernel panicked"
+            self._ask(PowerState.CRASHED)
+        else:
+            self.reset()
+
     def debug_exit(self, status: int) -> None:
-        """End the machine with an exit status. The machine's thread."""
-        self.exit_status = status
-        self._ask(PowerState.EXITED)
+        """End the machine with an exit status; the first one counts. The machine's thread."""
+        if self.exit_status is None:
+            self.exit_status = status
+            self._ask(PowerState.EXITED)
 
     def console_input(self, data: bytes) -> None:
         """Type at the console. Any thread.
