@@ -73,6 +73,12 @@ def test_the_keyboard_interface_is_good() -> None:
     assert Bench().ask(0xAB) == [0x00]
 
 
+def test_the_ports_of_the_controller_can_be_read() -> None:
+    bench = Bench()
+    assert bench.ask(0xC0) == [0xA0]
+    assert bench.ask(0xE0) == [0x00]
+
+
 def test_there_is_no_auxiliary_port() -> None:
     bench = Bench()
     assert bench.ask(0xA9) == [0x01], "its clock line is stuck"
@@ -84,6 +90,9 @@ def test_there_is_no_auxiliary_port() -> None:
     bench.command(0xD4, 0xF2)
     assert bench.status & (OBF | TIMEOUT) == OBF | TIMEOUT
     assert bench.answer() == [AGAIN]
+    assert not bench.status & TIMEOUT
+    bench.command(0xD4, 0xF2)
+    bench.command(0xAB)
     assert not bench.status & TIMEOUT
 
 

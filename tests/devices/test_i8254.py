@@ -200,6 +200,16 @@ def test_mode_3_takes_a_new_count_at_the_end_of_the_half_cycle() -> None:
     assert bench.wave(10) == "/____////_"
 
 
+@pytest.mark.parametrize("into", range(1, 5))
+def test_mode_3_a_new_count_waits_for_the_half_cycle_it_is_written_in(into: int) -> None:
+    bench = Bench()
+    bench.program(0x16, 5)
+    before = bench.wave(into)
+    bench.chip.write(0, 8)
+    expected = "///__////__" if into > 3 else "///____////"
+    assert before + bench.wave(11 - into) == expected
+
+
 def test_mode_3_gate_low_raises_out_and_a_rise_reloads() -> None:
     bench = Bench()
     bench.program(0x16, 6)
@@ -230,6 +240,27 @@ def test_mode_4_is_retriggered_by_a_new_count_and_held_by_the_gate() -> None:
     assert bench.wave(4) == "////"
     bench.chip.set_gate(0, True)
     assert bench.wave(4) == "/_//"
+
+
+def test_mode_4_the_strobe_is_one_clk_long_whatever_the_gate_does() -> None:
+    bench = Bench()
+    bench.program(0x18, 3)
+    assert bench.wave(4) == "///_"
+    bench.chip.set_gate(0, False)
+    assert bench.wave(2) == "//"
+    assert bench.chip.read(0) == 0xFF
+    bench.chip.set_gate(0, True)
+    assert bench.wave(3) == "///"
+
+
+def test_mode_5_and_1_count_on_when_the_gate_falls() -> None:
+    for control, wave in ((0x1A, "//_/"), (0x12, "__//")):
+        bench = Bench(gate=False)
+        bench.program(control, 3)
+        bench.chip.set_gate(0, True)
+        bench.step()
+        bench.chip.set_gate(0, False)
+        assert bench.wave(4) == wave
 
 
 def test_mode_5_strobes_after_a_trigger() -> None:
@@ -277,6 +308,16 @@ def test_bcd_counts_in_tens() -> None:
     assert bench.chip.out(0)
     bench.step()
     assert bench.latch() == 0x9999
+
+
+@pytest.mark.parametrize(("written", "ticks"), [(0x1234, 1234), (0x9876, 9876), (0x00A0, 100)])
+def test_bcd_digits_weigh_what_they_should(written: int, ticks: int) -> None:
+    bench = Bench()
+    bench.program(BOTH | 0x01, written)
+    bench.step(ticks)
+    assert not bench.chip.out(0)
+    bench.step()
+    assert bench.chip.out(0)
 
 
 def test_single_byte_access_sets_the_other_byte_to_zero() -> None:
@@ -369,6 +410,44 @@ def test_counter_2_needs_its_gate() -> None:
     assert not bench.chip.out(2)
     bench.step(1)
     assert bench.chip.out(2)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_count_that_is_due_is_taken_up_before_anything_else(n: int) -> None:
+    # With a listener or without.
+    bench = Bench()
+    bench.program(0x14, 100, n)
+    bench.step()
+    bench.chip.write(n, 60)
+    bench.step(110)
+    bench.chip.set_gate(n, False)
+    assert bench.chip.read(n) == 50
+    bench.chip.set_gate(n, True)
+    bench.step(1)
+    assert bench.chip.read(n) == 60
+    bench.chip.write(n, 30)
+    bench.step(65)
+    bench.chip.write(n, 20)
+    bench.step(26)
+    assert bench.chip.read(n) == 19
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_rise_is_shown_by_a_write_in_its_own_clk(late: int) -> None:
+    bench = Bench()
+    bench.program(0x18, 10)
+    bench.rises.clear()
+    bench.clock._now_ns = time_of_tick_ns(12 + late)
+    bench.chip.write(3, 0x10)
+    assert bench.rises == [12 + late]
+
+
+@pytest.mark.parametrize("control", [0x14, 0x16])
+def test_a_count_of_1_leaves_out_high(control: int) -> None:
+    bench = Bench()
+    bench.program(control, 1)
+    assert bench.wave(5) == "/////"
+    assert bench.clock.next_deadline_ns() is None
 
 
 def test_nobody_listens_to_an_idle_timer() -> None:

@@ -76,6 +76,19 @@ def test_the_calendar_is_the_gregorian_one(second: int, fmt: Format) -> None:
     assert decode(registers, fmt) == (second, 0)
 
 
+@pytest.mark.parametrize("year", [1999, 2000, 2001, 2004, 2100])
+def test_every_day_of_a_year(year: int) -> None:
+    first = calendar.timegm((year, 1, 1, 0, 0, 0))
+    for day in range(365 + calendar.isleap(year)):
+        t = time.gmtime(first + day * 86_400)
+        registers = encode(first + day * 86_400, 0, FORMATS[-1])
+        assert (registers[8], registers[7]) == (t.tm_mon, t.tm_mday)
+        image = bytearray(128)
+        for index, byte in registers.items():
+            image[index] = byte
+        assert decode(image, FORMATS[-1])[0] == first + day * 86_400
+
+
 @pytest.mark.parametrize(
     ("hour", "bcd", "binary"), [(0, 0x12, 12), (11, 0x11, 11), (12, 0x92, 0x8C), (23, 0x91, 0x8B)]
 )
@@ -200,6 +213,20 @@ def test_the_line_stays_up_until_register_c_is_read() -> None:
     assert bench.clock.next_deadline_ns() == 11 * S
 
 
+def test_interrupts_come_with_the_seconds_wherever_those_begin() -> None:
+    bench = Bench(utc_ns=NOON * S + S // 4, now_ns=10 * S)
+    bench[A] = 0x2F
+    bench[B] = UIE | H24
+    assert bench.clock.next_deadline_ns() == 10 * S + S * 3 // 4
+    bench[1], bench[3], bench[5] = 0x10, 0xFF, 0xFF
+    bench[B] = AIE | H24
+    assert bench.clock.next_deadline_ns() == 19 * S + S * 3 // 4
+    bench[B] = PIE | H24
+    assert bench.clock.next_deadline_ns() == 10 * S + S // 4
+    bench.advance_s(0.25)
+    assert bench[C] == IRQF | PF
+
+
 def test_enabling_an_interrupt_that_is_due_raises_the_line() -> None:
     bench = Bench()
     bench.advance_s(1)
@@ -242,6 +269,8 @@ def test_the_alarm_comes_at_its_time_every_day() -> None:
         (0x59, 0x59, 0x11, 86_399),
         (0x60, 0xFF, 0xFF, None),
         (0x1A, 0xFF, 0xFF, None),
+        (0xFF, 0x60, 0xFF, None),
+        (0xFF, 0xFF, 0x24, None),
     ],
 )
 def test_alarm_bytes_and_their_dont_care(
@@ -317,6 +346,7 @@ def test_memory_sizes_in_cmos() -> None:
     assert int.from_bytes(cmos[0x34:0x36], "little") == 240 << 4
     assert int.from_bytes(cmos[0x5B:0x5E], "little") == 5 << 14
     assert int.from_bytes(cmos[0x2E:0x30], "big") == sum(cmos[0x10:0x2E])
+    assert len(cmos) == 128
     small = memory_nvram(512 << 10)
     assert int.from_bytes(small[0x15:0x17], "little") == 512
     assert not any(small[0x17:0x19])

@@ -314,6 +314,19 @@ def test_fcr_clears_the_receiver() -> None:
     assert bench[LSR] == 0x60, "turning the FIFOs off does"
 
 
+def test_fcr_moves_the_interrupt_line() -> None:
+    bench = Bench(TRIGGER_4, RX)
+    bench.chip.feed(b"abcd")
+    assert bench.irq()
+    bench[FCR] = TRIGGER_8
+    assert not bench.irq()
+    bench[FCR] = TRIGGER_1
+    assert bench.irq()
+    bench[FCR] = TRIGGER_1 | 2
+    assert not bench.irq()
+    assert bench.clock.next_deadline_ns() is None
+
+
 def test_lsr_and_msr_ignore_writes() -> None:
     bench = Bench()
     bench[LSR] = bench[MSR] = 0xFF
