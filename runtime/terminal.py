@@ -301,6 +301,8 @@ class _Signals:
                 # A signal just before select() would not end it: Python's handlers run after.
                 previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
                 for number in (signal.SIGTERM, signal.SIGHUP):
+                    if signal.getsignal(number) is signal.SIG_IGN:
+                        continue  # as nohup wants it
                     previous[number] = signal.signal(number, self._note)
             yield
         finally:

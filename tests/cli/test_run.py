@@ -140,14 +140,19 @@ def test_signals_stop_it_cleanly(
     flat: Callable[..., list[str]], tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     report = tmp_path / "report.json"
-    command = flat(SPIN, "--report", str(report))
-    with subprocess.Popen(
+    # The tests themselves may run in the background, where ctrl-C is ignored.
+    command = ["env", "--default-signal=INT", *flat(SPIN, "--report", str(report))]
+    process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    )
+    try:
         assert process.stdout
         assert process.stdout.read(7) == b"hello\r\n"
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
     assert (process.returncode, out, err) == (status, b"", b"")
     assert json.loads(report.read_text())["power"] == "off"
 

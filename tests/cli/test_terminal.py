@@ -19,6 +19,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# The tests themselves may run in the background or under nohup, where these are ignored.
+SIGNALS = ["env", "--default-signal=INT,HUP"]
 CHILD = str(Path(__file__).with_name("terminal_child.py"))
 ROOT = str(Path(__file__).resolve().parents[2])
 PATIENCE_S = 30.0
@@ -36,7 +38,7 @@ class Terminal:
         self.before = termios.tcgetattr(self.slave)
         # Without a parent that leads a session, setsid executes the command in its own process.
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *command],
+            [*SIGNALS, "setsid", "--ctty", *command],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -162,9 +164,27 @@ def test_in_the_background_the_terminal_is_left_alone(tmp_path: Path) -> None:
         assert tty.process.wait(PATIENCE_S) == 0
 
 
-def child(log: Path, *arguments: str, stdin: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, CHILD, str(log), *arguments]
-    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, cwd=ROOT)
+@contextmanager
+def child(log: Path, *arguments: str, stdin: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [*SIGNALS, sys.executable, CHILD, str(log), *arguments]
+    process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, cwd=ROOT)
+    with process:
+        try:
+            yield process
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with terminal(log, script=f"trap '' HUP; exec {sys.executable} {CHILD} {log}") as tty:
+        tty.read_until(b"ready")
+        tty.process.send_signal(signal.SIGHUP)
+        tty.type(b"x")
+        tty.read_until(b"<x>")
+        tty.type(b"\x1d")
+        assert tty.process.wait(PATIENCE_S) == 0
 
 
 def test_a_pipe_is_fed_and_its_end_is_not_the_end(tmp_path: Path) -> None:
