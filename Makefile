@@ -117,6 +117,13 @@ sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 soak: image .venv/.dev ## guests and random input, again and again for SOAK_S seconds
 	@.ci/soak $(SOAK_S) $(PYTEST_ARGS)
 
+.PHONY: fuzz
+fuzz: native .venv/.dev ## each fuzz target for SOAK_S seconds
+	@for target in tests/fuzz/fuzz_*.py; do \
+	    echo "Running $$target for $(SOAK_S) s"; \
+	    $(PY) "$$target" --seconds $(SOAK_S) --seed $$RANDOM; \
+	done
+
 # --- Measuring it -----------------------------------------------------------------------------
 
 .PHONY: bench
