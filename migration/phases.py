@@ -19,8 +19,8 @@ guest runs on. Entering HANDOVER is sending COMMIT: from there on the placement 
 The destination (CLAIMING) asks it for the VM and runs only if it gets it. A source that hears
 nothing asks for it back, and either gets it, with a token that makes a late claim fail (KEPT), or
 is told that the destination has it (MOVED). It gets it back from a destination that has died, too:
-a guest that ran there for an instant, unheard, goes on from where it stood still. So there are never two, and, as neither side gives the
-VM up before the record has spoken, never none.
+a guest that ran there for an instant, unheard, goes on from where it stood still. So there are
+never two, and, as neither side gives the VM up before the record has spoken, never none.
 
 With post-copy the source stays until the last page has been fetched (POSTCOPY).
 """

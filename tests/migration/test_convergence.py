@@ -1,0 +1,100 @@
+"""What is decided after a round."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayvisor.migration.config import MigrationConfig
+from rayvisor.migration.convergence import SMALLEST_SHARE, Convergence, Step
+from rayvisor.vmm.errors import ConfigError
+
+
+def test_a_quiet_guest_is_stopped_after_one_round() -> None:
+    decision = Convergence(MigrationConfig(), 0.003).after(20_000, 0.5, 100)
+    assert (decision.step, decision.throttle) == (Step.STOP, 0)
+
+
+def test_rounds_go_on_while_they_shrink() -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=0.01), 0.003)
+    steps = [convergence.after(n, n / 10_000, n // 2) for n in (40_000, 20_000, 10_000, 5_000)]
+    assert {s.step for s in steps} == {Step.ROUND}
+    assert {s.throttle for s in steps} == {0}
+    assert convergence.after(140, 0.014, 70).step is Step.STOP
+
+
+def run(config: MigrationConfig, dirty_pages_per_s: float, pages: int) -> list[tuple[Step, float]]:
+    """A guest that rewrites `pages` at a rate, sent at 50,000 a second."""
+    convergence = Convergence(config, 0.003)
+    sent, out = float(pages), []
+    for _ in range(60):
+        seconds = sent / 50_000 + 0.001
+        dirty = min(pages, dirty_pages_per_s * seconds * (1 - convergence.throttle))
+        decision = convergence.after(int(sent), seconds, int(dirty))
+        out.append((decision.step, decision.throttle))
+        if decision.step is not Step.ROUND:
+            break
+        sent = dirty
+    return out
+
+
+def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_stopped() -> None:
+    course = run(MigrationConfig(downtime_s=0.01), 200_000, 12_800)
+    shares = [share for _, share in course]
+    assert course[-1][0] is Step.STOP
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.5
+    assert shares[0] == 0, "the first round that does not help may be chance"
+
+
+def test_without_slowing_down_it_is_given_up_at_the_last_round() -> None:
+    config = MigrationConfig(downtime_s=0.01, auto_converge=False, max_rounds=20)
+    course = run(config, 200_000, 12_800)
+    assert [step for step, _ in course] == [Step.ROUND] * 19 + [Step.GIVE_UP]
+
+
+def test_post_copy_comes_when_nothing_else_is_allowed_or_helps() -> None:
+    config = MigrationConfig(downtime_s=0.01, auto_converge=False, post_copy=True)
+    assert run(config, 200_000, 12_800)[-1][0] is Step.POST_COPY
+    config = MigrationConfig(downtime_s=0.01, post_copy=True)
+    course = run(config, 1e9, 12_800)
+    assert course[-1][0] is Step.POST_COPY
+    assert course[-1][1] == pytest.approx(1 - SMALLEST_SHARE)
+
+
+@given(
+    st.floats(0.001, 1),
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.floats(0, 100), st.integers(0, 10**6)), max_size=40
+    ),
+)
+def test_the_guest_always_keeps_a_share_and_is_never_sped_up(
+    downtime_s: float, rounds: list[tuple[int, float, int]]
+) -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=downtime_s), 0.003)
+    before = 0.0
+    for sent, seconds, dirty in rounds:
+        decision = convergence.after(sent, seconds, dirty)
+        assert before <= decision.throttle <= 1 - SMALLEST_SHARE
+        before = decision.throttle
+        if decision.step is Step.STOP:
+            assert dirty <= 64 or convergence.expected_downtime_s(dirty) <= downtime_s
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"downtime_s": 0},
+        {"timeout_s": -1},
+        {"bandwidth_bytes_per_s": 0},
+        {"max_rounds": 0},
+        {"chunk_bytes": 1},
+        {"stop_chunk_bytes": 1 << 30},
+        {"delta_cache_bytes": -1},
+    ],
+    ids=lambda bad: next(iter(bad)),
+)
+def test_limits_that_make_no_sense_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        MigrationConfig(**bad)  # type: ignore[arg-type]
