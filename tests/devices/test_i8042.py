@@ -225,7 +225,13 @@ def test_the_controller_always_comes_to_rest(writes: list[tuple[int, int]]) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"ram": bytes(31)}, {"ram": bytes(32)}, {"queue": b"a"}, {"awaits": 0x20}, {"kb_awaits": 1}],
+    [
+        {"ram": b"\x20" * 31},
+        {"ram": bytes(32)},
+        {"queue": b"a"},
+        {"awaits": 0x20},
+        {"kb_awaits": 1},
+    ],
 )
 def test_contradictions_are_refused(change: dict[str, object]) -> None:
     bench = Bench()

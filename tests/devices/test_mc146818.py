@@ -164,6 +164,9 @@ def test_uip_announces_the_update() -> None:
     bench[B] = SET | H24
     bench.clock.advance(S - 1)
     assert bench[A] == 0x26, "no update while SET"
+    quarter_past = Bench(utc_ns=NOON * S + S // 4)
+    quarter_past.clock.advance(S * 3 // 4 - 1)
+    assert quarter_past[A] == 0xA6
 
 
 def test_register_c_tells_what_happened_and_forgets() -> None:
