@@ -109,15 +109,18 @@ void rv_cpu_save(struct rv_vcpu *v, struct rv_cpu_state *s)
     save_segment(v, ENV_TR, &s->tr);
     save_table(v, ENV_GDT, &s->gdtr);
     save_table(v, ENV_IDT, &s->idtr);
-    s->cr0 = cr[0];
+    /* The engine lets a guest set bits that a processor ignores or refuses. */
+    s->cr0 = cr[0] & CR0_WRITABLE;
     s->cr2 = cr[2];
     s->cr3 = cr[3];
-    s->cr4 = cr[4];
+    s->cr4 = cr[4] & CR4_WRITABLE;
     s->cr8 = FIELD(ENV_V_TPR, uint8_t) & 15;
-    s->efer = FIELD(ENV_EFER, uint64_t);
+    s->efer = FIELD(ENV_EFER, uint64_t) & EFER_WRITABLE;
+    if (!(s->cr0 & CR0_PE) || s->efer & EFER_LMA)
+        s->rflags &= ~(uint64_t)RFLAGS_VM;
     memcpy(s->dr, dr, sizeof(s->dr));
-    s->dr6 = dr[6];
-    s->dr7 = dr[7];
+    s->dr6 = (uint32_t)dr[6];
+    s->dr7 = (uint32_t)dr[7];
     s->star = FIELD(ENV_STAR, uint64_t);
     s->lstar = FIELD(ENV_LSTAR, uint64_t);
     s->cstar = FIELD(ENV_CSTAR, uint64_t);
@@ -228,7 +231,7 @@ int rv_cpu_load(struct rv_vcpu *v, const struct rv_cpu_state *s, char *why, size
     v->pending_vector = (int)s->pending_vector;
     v->pending_error = (uint32_t)s->pending_error;
     v->pending_soft = s->pending_soft;
-    v->triple_fault = false;
+    v->triple_fault = v->gave_up = false;
     rv_vcpu_set_tsc(v, s->tsc);
     rv_engine.tlb_flush(v->cpu);
     return 0;

@@ -42,6 +42,7 @@
 #define CLASS_EXEC_INTERRUPT 144
 
 #define CPU_INTERRUPT_HARD 0x2u
+#define EXCP_HLT 0x10001 /* leave the execution loop */
 
 /* CPUX86State */
 #define ENV_REGS 0
@@ -152,6 +153,7 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
     RV_PRIVATE(do_hardirq, "do_interrupt_x86_hardirq_x86_64", void, (void *env, int vector, int hw)) \
     RV_PRIVATE(raise_exception, "raise_exception_err_x86_64", void,                                \
                (void *env, int vector, int error))                                                 \
+    RV_PRIVATE(leave_loop, "cpu_loop_exit_x86_64", void, (void *cpu))                              \
     RV_PRIVATE(condition_codes, "cpu_cc_compute_all_x86_64", uint32_t, (void *env, int op))        \
     RV_PRIVATE(fetch_byte, "cpu_ldub_code_x86_64", uint32_t, (void *env, uint64_t address))        \
     RV_PRIVATE(check_io_8, "helper_check_iob_x86_64", void, (void *env, uint32_t port))            \
@@ -185,6 +187,9 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
                   (void *uc, void *pages, uint64_t ram_addr, int bytes, uintptr_t retaddr))        \
     RV_INTERPOSED(store_entry, "x86_stl_phys_notdirty_x86_64", void,                               \
                   (void *cpu, uint64_t gpa, uint32_t value))                                       \
+    RV_INTERPOSED(cpu_abort, "cpu_abort_x86_64", void, (void *cpu, const char *format, ...))       \
+    RV_INTERPOSED(process_abort, "abort", void, (void))                                            \
+    RV_INTERPOSED(process_exit, "exit", void, (int status))                                        \
     RV_INTERPOSED(reset_request, "qemu_system_reset_request", void, (void *uc))
 
 #endif

@@ -152,7 +152,7 @@ void rv_vcpu_reset(struct rv_vcpu *v)
     rv_engine.tlb_flush(v->cpu);
     /* What follows a reset is a boot source written into RAM by the host. */
     rv_dirtylog_mark(v, 0, v->ram_bytes);
-    v->halted = v->triple_fault = false;
+    v->halted = v->triple_fault = v->gave_up = false;
     v->pending_vector = RV_NO_VECTOR;
     __atomic_store_n(&v->nmi, 0, __ATOMIC_SEQ_CST);
     rv_vcpu_set_tsc(v, 0);
@@ -331,19 +331,21 @@ static enum rv_exit translate_and_run(struct rv_vcpu *v)
     v->board.left(v->board.opaque);
     if (v->triple_fault)
         return RV_EXIT_TRIPLE_FAULT;
+    if (v->gave_up)
+        return RV_EXIT_ENGINE;
     if (err) {
         snprintf(v->why, sizeof(v->why), "the translator gave up: %s", rv_engine.uc_strerror(err));
         return RV_EXIT_ENGINE;
     }
     v->halted = RV_AT(v->cpu, CPU_HALTED, uint32_t);
     if (v->halted)
-        rv_census_count(&v->census, RV_HLT, 0, RV_AT(v->env, ENV_EIP, uint64_t));
+        rv_census_count(&v->census, RV_HLT, 0, RV_AT(v->env, ENV_EIP, uint64_t) - 1);
     return 0;
 }
 
 enum rv_exit rv_vcpu_run(struct rv_vcpu *v)
 {
-    enum rv_exit exit = stopped(v);
+    enum rv_exit exit = v->broken ? RV_EXIT_ENGINE : stopped(v);
     rv_current = v;
     while (!exit) {
         if (v->halted) {

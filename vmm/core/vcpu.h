@@ -65,6 +65,8 @@ struct rv_vcpu {
 
     bool halted;
     bool triple_fault;
+    bool gave_up; /* the engine could not go on; `why` says what it said */
+    bool broken;  /* it gave up in the middle of something: never run it again */
     int pending_vector; /* an exception restored with the state, or RV_NO_VECTOR */
     uint32_t pending_error;
     bool pending_soft;
@@ -129,6 +131,10 @@ int rv_exceptions_attach(struct rv_vcpu *v);
 int rv_instructions_attach(struct rv_vcpu *v);
 /* Interposed (see engine.h): the engine's word for a triple fault. */
 void rv_reset_request(void *uc);
+/* surrender.c, interposed: where the engine would end the process, it ends the guest. */
+void rv_cpu_abort(void *cpu, const char *format, ...);
+void rv_process_abort(void);
+void rv_process_exit(int status);
 /* alarm.c */
 int rv_alarm_start(struct rv_vcpu *v);
 void rv_alarm_rearm_locked(struct rv_vcpu *v);
