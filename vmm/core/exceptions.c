@@ -40,7 +40,7 @@ static void correct_error_code(struct rv_vcpu *v)
 static void step_back(struct rv_vcpu *v, uint32_t vector)
 {
     uint64_t *rip = &RV_AT(v->env, ENV_EIP, uint64_t);
-    uint64_t last = RV_AT(v->env, ENV_SEGS + SEG_CS * 24 + 8, uint64_t) + *rip - 1;
+    uint64_t last = rv_linear_rip(v) - 1;
     bool short_form = (vector == VECTOR_BP && rv_engine.fetch_byte(v->env, last) == OPCODE_INT3) ||
                       (vector == VECTOR_OF && rv_engine.fetch_byte(v->env, last) == OPCODE_INTO);
     *rip -= short_form ? 1 : 2;
@@ -52,7 +52,7 @@ static void on_exception(uc_engine *uc, uint32_t vector, void *opaque)
     (void)uc;
     if (RV_AT(v->env, ENV_EXCEPTION_IS_INT, int32_t))
         step_back(v, vector);
-    rv_census_count(&v->census, RV_EXCEPTION, vector, RV_AT(v->env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_EXCEPTION, vector, rv_linear_rip(v));
     if (vector == VECTOR_NP || vector == VECTOR_GP)
         correct_error_code(v);
     rv_engine.do_interrupt(v->cpu);
@@ -71,7 +71,7 @@ static bool on_invalid_opcode(uc_engine *uc, void *opaque)
 {
     struct rv_vcpu *v = opaque;
     (void)uc;
-    rv_census_count(&v->census, RV_EXCEPTION, VECTOR_UD, RV_AT(v->env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_EXCEPTION, VECTOR_UD, rv_linear_rip(v));
     deliver(v, VECTOR_UD, 0, false);
     return true;
 }
@@ -80,8 +80,7 @@ static bool on_invalid_opcode(uc_engine *uc, void *opaque)
  * adds as many to RIP when the hook returns. */
 static uint64_t instruction_bytes(struct rv_vcpu *v, uint32_t last)
 {
-    uint64_t at = RV_AT(v->env, ENV_SEGS + SEG_CS * 24 + 8, uint64_t) +
-                  RV_AT(v->env, ENV_EIP, uint64_t);
+    uint64_t at = rv_linear_rip(v);
     for (uint64_t i = 0; i < MAX_INSTRUCTION_BYTES - 1; i++)
         if (rv_engine.fetch_byte(v->env, at + i) == 0x0f &&
             rv_engine.fetch_byte(v->env, at + i + 1) == last)
@@ -106,7 +105,7 @@ static void on_syscall(uc_engine *uc, void *opaque)
     bool code64 = RV_AT(env, ENV_HFLAGS, uint32_t) & HF_CS64;
     uint64_t target;
 
-    rv_census_count(&v->census, RV_SYSCALL, 0, rip);
+    rv_census_count(&v->census, RV_SYSCALL, 0, rv_linear_rip(v));
     if (long_mode) {
         *gpr(v, RCX) = rip + bytes;
         *gpr(v, R11) = rflags;
@@ -135,7 +134,7 @@ static void on_sysenter(uc_engine *uc, void *opaque)
     uint64_t bytes = instruction_bytes(v, 0x34);
     bool long_mode = RV_AT(env, ENV_HFLAGS, uint32_t) & HF_LMA;
 
-    rv_census_count(&v->census, RV_SYSENTER, 0, RV_AT(env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_SYSENTER, 0, rv_linear_rip(v));
     rv_write_rflags(env, rv_read_rflags(env) & ~(uint64_t)(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF));
     rv_load_flat(env, SEG_CS, selector, DESC_CODE | (long_mode ? DESC_L : DESC_B));
     rv_load_flat(env, SEG_SS, selector + 8, DESC_B);
@@ -167,7 +166,7 @@ static bool exec_interrupt(void *cpu, int request)
         return true;
     }
     if (__atomic_load_n(&v->stop, __ATOMIC_SEQ_CST)) {
-        rv_census_count(&v->census, RV_STOP, v->stop, RV_AT(v->env, ENV_EIP, uint64_t));
+        rv_census_count(&v->census, RV_STOP, v->stop, rv_linear_rip(v));
         rv_engine.uc_emu_stop(v->uc);
         return false;
     }
@@ -176,7 +175,7 @@ static bool exec_interrupt(void *cpu, int request)
     if (__atomic_load_n(&v->nmi, __ATOMIC_SEQ_CST) && !shadow && !(*hflags2 & HF2_NMI)) {
         __atomic_store_n(&v->nmi, 0, __ATOMIC_SEQ_CST);
         *hflags2 |= HF2_NMI;
-        rv_census_count(&v->census, RV_INTERRUPT, VECTOR_NMI, RV_AT(v->env, ENV_EIP, uint64_t));
+        rv_census_count(&v->census, RV_INTERRUPT, VECTOR_NMI, rv_linear_rip(v));
         rv_engine.do_hardirq(v->env, VECTOR_NMI, 1);
         return true;
     }
@@ -189,7 +188,7 @@ static bool exec_interrupt(void *cpu, int request)
     int vector = v->board.acknowledge(v->board.opaque);
     if (vector < 0)
         return false;
-    rv_census_count(&v->census, RV_INTERRUPT, (uint64_t)vector, RV_AT(v->env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_INTERRUPT, (uint64_t)vector, rv_linear_rip(v));
     rv_engine.do_hardirq(v->env, vector, 1);
     return true;
 }

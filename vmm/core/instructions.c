@@ -29,7 +29,7 @@ static uint32_t on_in(uc_engine *uc, uint32_t port, int bytes, void *opaque)
     struct rv_vcpu *v = opaque;
     (void)uc;
     check_permission(v, port & 0xffff, bytes);
-    rv_census_count(&v->census, RV_IO_IN, port, RV_AT(v->env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_IO_IN, port, rv_linear_rip(v));
     return v->board.port_in(v->board.opaque, port & 0xffff, bytes);
 }
 
@@ -38,7 +38,7 @@ static void on_out(uc_engine *uc, uint32_t port, int bytes, uint32_t value, void
     struct rv_vcpu *v = opaque;
     (void)uc;
     check_permission(v, port & 0xffff, bytes);
-    rv_census_count(&v->census, RV_IO_OUT, port, RV_AT(v->env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_IO_OUT, port, rv_linear_rip(v));
     v->board.port_out(v->board.opaque, port & 0xffff, bytes, value);
 }
 
@@ -58,7 +58,7 @@ static int on_cpuid(uc_engine *uc, void *opaque)
     (void)uc;
     uint64_t *regs = &RV_AT(v->env, ENV_REGS, uint64_t);
     uint32_t leaf = (uint32_t)regs[RAX], subleaf = (uint32_t)regs[RCX];
-    rv_census_count(&v->census, RV_CPUID, leaf, RV_AT(v->env, ENV_EIP, uint64_t));
+    rv_census_count(&v->census, RV_CPUID, leaf, rv_linear_rip(v));
     const struct rv_cpuid_entry *e = find_leaf(v, leaf, subleaf);
     bool indexed = leaf == 4 || leaf == 7 || leaf == 0xb || leaf == 0xd;
     if (!e && !indexed)

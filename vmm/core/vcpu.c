@@ -29,7 +29,7 @@ static uint64_t open_bus_read(uc_engine *uc, uint64_t offset, unsigned bytes, vo
     (void)uc;
     if (rv_current)
         rv_census_count(&rv_current->census, RV_MMIO, (uint64_t)(uintptr_t)base + offset,
-                        RV_AT(rv_current->env, ENV_EIP, uint64_t));
+                        rv_linear_rip(rv_current));
     return bytes >= 8 ? ~(uint64_t)0 : ((uint64_t)1 << (8 * bytes)) - 1;
 }
 
@@ -339,7 +339,7 @@ static enum rv_exit translate_and_run(struct rv_vcpu *v)
     }
     v->halted = RV_AT(v->cpu, CPU_HALTED, uint32_t);
     if (v->halted)
-        rv_census_count(&v->census, RV_HLT, 0, RV_AT(v->env, ENV_EIP, uint64_t) - 1);
+        rv_census_count(&v->census, RV_HLT, 0, rv_linear_rip(v) - 1);
     return 0;
 }
 

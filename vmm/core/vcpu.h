@@ -87,6 +87,12 @@ enum { RV_STOP_KICK = 1, RV_STOP_ALARM = 2 };
 /* The vCPU that runs on this thread, for functions the engine calls without a context. */
 extern _Thread_local struct rv_vcpu *rv_current;
 
+/* Where the guest stands: RIP with the base of CS. */
+static inline uint64_t rv_linear_rip(const struct rv_vcpu *v)
+{
+    return RV_AT(v->env, ENV_SEGS + SEG_CS * 24 + 8, uint64_t) + RV_AT(v->env, ENV_EIP, uint64_t);
+}
+
 /* RAM is `ram_bytes` at `ram`, laid out by `regions`; everything else reads as ones and swallows
  * writes. NULL with a line in `why` on failure. */
 struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_region *regions,
