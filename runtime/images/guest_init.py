@@ -75,8 +75,11 @@ BANNER_PREFIX: Final = "Rayvisor guest ready: "
 PROFILE: Final = """\
 PS1='\\h:\\w\\$ '
 alias ll='ls -l'
+alias poweroff='poweroff -f'
+alias halt='halt -f'
+alias reboot='reboot -f'
 """
-"""/etc/profile of the login shell."""
+"""/etc/profile of the login shell. Init is a script: it has no ears for a polite poweroff."""
 
 USERS: Final = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
 GROUPS: Final = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
