@@ -23,6 +23,7 @@ from rayvisor.vmm.devices.port61 import Port61
 from rayvisor.vmm.devices.port80 import Port80
 from rayvisor.vmm.devices.port92 import Port92
 from rayvisor.vmm.devices.uart16550 import Uart16550
+from rayvisor.vmm.devices.wiring import WiredOr
 from rayvisor.vmm.errors import ConfigError
 from rayvisor.vmm.machine import Machine
 from rayvisor.vmm.memory import GuestRam, file_offset
@@ -65,10 +66,11 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
         nvram=memory_nvram(low_bytes, spec.memory_bytes - low_bytes),
     )
     uart = Uart16550(clock, pic.line(IRQ_COM1), console_sink)
-    keyboard = I8042(pic.line(IRQ_KEYBOARD), a20=vcpu.set_a20, reset=machine.guest_reset)
+    a20 = WiredOr(vcpu.set_a20)
+    keyboard = I8042(pic.line(IRQ_KEYBOARD), a20=a20.input(high=True), reset=machine.guest_reset)
     port61 = Port61(clock, set_gate2=lambda level: pit.set_gate(2, level), out2=lambda: pit.out(2))
     port80 = Port80()
-    port92 = Port92(a20=vcpu.set_a20, reset=machine.guest_reset)
+    port92 = Port92(a20=a20.input(), reset=machine.guest_reset)
     debug_exit = DebugExit(machine.debug_exit)
 
     def wire(first: int, count: int, name: str, device: Device, start: int = 0) -> None:

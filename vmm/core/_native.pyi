@@ -122,7 +122,7 @@ class Vcpu:
         """Hold byte writes to `port` back and hand them over together.
 
         They reach `sink` before any other port access, before run() returns, and within
-        1 ms however busy the guest is.
+        0.2 ms however busy the guest is.
         """
 
     def set_acknowledge(self, acknowledge: Callable[[], int], /) -> None:
@@ -132,6 +132,9 @@ class Vcpu:
         self,
     ) -> tuple[list[int], int, list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
         """Exits by kind; exits at sites beyond the table; (kind, detail, rip, count); the last."""
+
+    def exit_counts(self) -> tuple[int, ...]:
+        """Exits by kind, in the order of census.h. Any thread."""
 
     def clear_census(self) -> None:
         """Count from zero."""

@@ -195,7 +195,7 @@ class Vcpu:
     def census(self) -> ExitCensus:
         """Exits since power-on."""
         counts, unplaced, sites, recent = self._core.census()
-        by_kind = dict(zip(KINDS, counts, strict=True))
+        by_kind: dict[str, int] = dict(zip(KINDS, counts, strict=True))
         if unplaced:
             by_kind["unplaced"] = unplaced
         return ExitCensus(
@@ -203,6 +203,14 @@ class Vcpu:
             sites=[(KINDS[kind], detail, rip, count) for kind, detail, rip, count in sites],
             recent=[(KINDS[kind], detail, rip) for kind, detail, rip in recent],
         )
+
+    def exit_counts(self) -> dict[str, int]:
+        """Exits by kind since power-on, every kind named. Any thread.
+
+        Raises:
+            EngineError: the vCPU is closed.
+        """
+        return dict(zip(KINDS, self._core.exit_counts(), strict=True))
 
     def clear_census(self) -> None:
         """Count exits from zero."""

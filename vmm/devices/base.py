@@ -27,9 +27,11 @@ class Clock(Protocol):
 
     def now_ns(self) -> int:
         """Machine time in nanoseconds. Never runs backwards."""
+        ...
 
     def alarm(self, fire: Callable[[], None]) -> Alarm:
         """A new alarm, disarmed, that calls `fire` on the machine's own thread."""
+        ...
 
 
 class Device(Protocol):
@@ -44,12 +46,14 @@ class Device(Protocol):
 
     def read(self, offset: int) -> int:
         """The byte at register `offset` (0..count-1 of the range it is mapped at)."""
+        ...
 
     def write(self, offset: int, value: int) -> None:
         """Write the byte `value` (0..255) to register `offset`."""
 
     def snapshot(self) -> Any:  # noqa: ANN401 - each chip has its own state class
         """A copy of the registers: a dataclass as rayvisor.vmm.state describes."""
+        ...
 
     def restore(self, state: Any) -> None:  # noqa: ANN401 - each chip has its own state class
         """Take over `state`, drive the output lines and re-arm alarms accordingly.
