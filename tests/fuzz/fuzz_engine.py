@@ -194,7 +194,9 @@ def run_batch(first: int, count: int, *, quiet: bool = False) -> int | None:
     if child.returncode == 0:
         return None
     seeds = output.split()
-    return int(seeds[-1]) if seeds else first
+    if not seeds:
+        raise RuntimeError("the child did not even start: is the native core built?")
+    return int(seeds[-1])
 
 
 def main() -> int:

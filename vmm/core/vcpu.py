@@ -90,7 +90,7 @@ def decode(data: bytes) -> CpuState:
     leading = take(_LEADING)
     segments = [Segment(*take(_SEGMENT)) for _ in range(8)]
     gdtr, idtr = DescriptorTable(*take(_TABLE)), DescriptorTable(*take(_TABLE))
-    system = dict(zip(_SYSTEM_FIELDS, take(_SYSTEM), strict=True))
+    system: dict[str, Any] = dict(zip(_SYSTEM_FIELDS, take(_SYSTEM), strict=True))
     st, offset = data[offset : offset + 80], offset + 80
     (mxcsr,) = take(_MXCSR)
     xmm, offset = data[offset : offset + 256], offset + 256
