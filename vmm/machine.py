@@ -72,6 +72,8 @@ class Machine:
         self.power = PowerState.OFF
         self.exit_status: int | None = None
         self.crash_reason: str | None = None
+        self.resets = 0
+        """How often it has started over while it ran, by its own or from outside."""
         self.feed_console: Callable[[bytes], int] = len
         """Offers console input to a chip, which says how many bytes it took."""
         self.on_restore: Callable[[], None] = lambda: None
@@ -259,6 +261,7 @@ class Machine:
             self._posted.popleft()()
         if self._reset_asked:
             self._reset_asked = False
+            self.resets += 1
             _log.info("%s: reset", self.spec.name)
             self._freeze()
             self._start_over()

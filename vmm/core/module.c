@@ -452,6 +452,21 @@ static PyObject *vcpu_census(Vcpu *self, PyObject *unused)
     return result;
 }
 
+/* Exits by kind. Any thread: each count is one aligned word that only ever grows. */
+static PyObject *vcpu_exit_counts(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = open_vcpu(self);
+    (void)unused;
+    PyObject *counts = v ? PyTuple_New(RV_KINDS) : NULL;
+    for (int i = 0; counts && i < RV_KINDS; i++) {
+        uint64_t count = __atomic_load_n(&v->census.counts[i], __ATOMIC_RELAXED);
+        PyObject *n = PyLong_FromUnsignedLongLong(count);
+        if (!n || PyTuple_SetItem(counts, i, n))
+            Py_CLEAR(counts);
+    }
+    return counts;
+}
+
 static PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused)
 {
     struct rv_vcpu *v = idle_vcpu(self);
@@ -535,6 +550,7 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(coalesce_port, METH_VARARGS),
     METHOD(set_acknowledge, METH_O),
     METHOD(census, METH_NOARGS),
+    METHOD(exit_counts, METH_NOARGS),
     METHOD(clear_census, METH_NOARGS),
     {NULL, NULL, 0, NULL},
 };
