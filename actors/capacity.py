@@ -29,6 +29,38 @@ def measure(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> Capacity:
     )
 
 
+def memory_now(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> tuple[int, int]:
+    """(total, available) bytes of memory of this machine or container, as of now.
+
+    Available is what can be used before something must be written out or ended: the kernel's
+    own estimate for the machine (MemAvailable), or what the cgroup has left where that is less.
+    """
+    total_bytes = available_bytes = _total_bytes(meminfo)
+    for line in _read(meminfo).splitlines():
+        if line.startswith("MemAvailable:"):
+            available_bytes = int(line.split()[1]) << 10
+    limit_bytes = _cgroup_bytes(cgroup)
+    if limit_bytes < total_bytes:
+        total_bytes = int(limit_bytes)
+        left_bytes = total_bytes - _cgroup_used_bytes(cgroup)
+        available_bytes = min(available_bytes, max(left_bytes, 0))
+    return total_bytes, available_bytes
+
+
+def _cgroup_used_bytes(cgroup: Path) -> int:
+    """Memory charged to the cgroup, less the file pages that the kernel takes back first."""
+    for usage, old_pages in (
+        ("memory.current", "memory.stat"),
+        ("memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        text = _read(cgroup / usage)
+        if text.isdigit():
+            stat = dict(line.split() for line in _read(cgroup / old_pages).splitlines())
+            inactive = stat.get("total_inactive_file") or stat.get("inactive_file") or "0"
+            return int(text) - int(inactive)
+    return 0
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayvisor.actors import services
 from rayvisor.actors.directory import Answer, Directory, Gone, Node, Silent
 from rayvisor.actors.host import HostActor
 from rayvisor.actors.names import CLUSTER_ACTOR, NAMESPACE, host_actor_name, vm_actor_name
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         VmStatus,
     )
     from rayvisor.vmm.spec import BootSource
+    from rayvisor.vmm.stats import HostStats
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,10 @@ class RayCarrier:
             )
         return nodes
 
+    def is_alive(self, host_id: str) -> bool:
+        """Whether the Ray node is part of the cluster."""
+        return any(n["NodeID"] == host_id and n["Alive"] for n in _ray_nodes())
+
     def ask(self, names: Sequence[str]) -> list[Answer]:
         """The status of each VM, all at once."""
         asked = [self._ask(name) for name in names]
@@ -105,8 +111,7 @@ class RayCarrier:
             ray.kill(ray.get_actor(vm_actor_name(placement.name), namespace=NAMESPACE))
         if not placement.pid:
             return
-        alive = {node["NodeID"] for node in _ray_nodes() if node["Alive"]}
-        if placement.host_id in alive:
+        if self.is_alive(placement.host_id):
             # Ray says that an actor is dead before its process is.
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                 ray.get(host_actor(placement.host_id).finish_vm.remote(placement.pid), timeout=10)
@@ -142,8 +147,6 @@ def _ray_nodes() -> list[dict[str, Any]]:
 
 def _carrier_reason(text: str) -> str:
     """What Ray says of an actor's death that is worth a line."""
-    if "node" in text.lower() and "NODE_DIED" in text:
-        return "its host is gone"
     if "OUT_OF_MEMORY" in text or "memory monitor" in text:
         return "the VM's process was ended by Ray because its host ran out of memory"
     return ""
@@ -156,10 +159,19 @@ class ClusterActor:
         self._directory: Directory[Sequence[ray.ObjectRef[BootSource]]] = Directory(
             RayStore(), RayCarrier()
         )
+        services.start(services.CLUSTER, self, RayStore(), services.CLUSTER_ID)
 
     def hosts(self) -> list[HostStatus]:
         """See `Directory.hosts`."""
         return self._directory.hosts()
+
+    def outcomes(self) -> dict[str, int]:
+        """See `Directory.outcomes`."""
+        return self._directory.outcomes()
+
+    def service_addresses(self) -> dict[str, str]:
+        """See `services.addresses`."""
+        return services.addresses(RayStore())
 
     def check_free(self, name: str) -> None:
         """See `Directory.check_free`."""
@@ -203,6 +215,25 @@ def host_actor(host_id: str) -> Any:  # noqa: ANN401 - Ray's handles have no sta
         )
         .remote()
     )
+
+
+def host_stats(host_ids: Sequence[str]) -> list[HostStats | None]:
+    """What the hosts count, all asked at once; None for one that does not answer."""
+    asked = [host_actor(host_id).stats.remote() for host_id in host_ids]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+    found: list[HostStats | None] = []
+    for reference in asked:
+        try:
+            found.append(ray.get(reference, timeout=0))
+        except (ray.exceptions.RayError, TimeoutError):
+            found.append(None)
+    return found
+
+
+def service_addresses() -> dict[str, str]:
+    """Where the services of this Ray cluster are; see `services.addresses`."""
+    return services.addresses(RayStore())
 
 
 def start_hosts() -> None:

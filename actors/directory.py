@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -23,7 +24,7 @@ from rayvisor.actors.records import (
     VmState,
     VmStatus,
 )
-from rayvisor.vmm.errors import MachineStateError
+from rayvisor.vmm.errors import MachineStateError, PlacementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,6 +72,9 @@ class Carrier(Protocol[BootT_contra]):
     def nodes(self) -> Sequence[Node]:
         """Every machine of the cluster, also those that are gone."""
 
+    def is_alive(self, host_id: str) -> bool:
+        """Whether the machine is part of the cluster."""
+
     def ask(self, names: Sequence[str]) -> Sequence[Answer]:
         """The status of each VM, all at once."""
 
@@ -95,6 +99,7 @@ class Directory(Generic[BootT_contra]):
         self._ledger = Ledger(store)
         self._pause_s = pause_s
         self._placing = threading.Lock()
+        self._outcomes: Counter[str] = Counter(placed=0, refused=0, failed=0)
         for placement in self._ledger.placements():
             if not placement.pid:  # whoever was creating it died with the directory before
                 carrier.kill(placement)
@@ -140,7 +145,11 @@ class Directory(Generic[BootT_contra]):
         """
         with self._placing:
             self._ledger.check_free(request.name)
-            host = choose_host(request, self.hosts())
+            try:
+                host = choose_host(request, self.hosts())
+            except PlacementError:
+                self._outcomes["refused"] += 1
+                raise
             placement = self._ledger.reserve(request, host.host_id, host.name)
         try:
             guest = self._carrier.start(placement, boot)
@@ -148,9 +157,15 @@ class Directory(Generic[BootT_contra]):
         except BaseException:
             self._carrier.kill(placement)
             self._ledger.release(request.name, placement.token)
+            self._outcomes["failed"] += 1
             raise
+        self._outcomes["placed"] += 1
         _log.info("VM %s is on host %s", request.name, host.name)
         return _describe(placement, guest, None)
+
+    def outcomes(self) -> dict[str, int]:
+        """How requests to create a VM went since this directory began, by outcome."""
+        return dict(self._outcomes)
 
     def placement(self, name: str) -> Placement:
         """The VM's placement, or UnknownVmError."""
@@ -195,17 +210,23 @@ class Directory(Generic[BootT_contra]):
     def _last_words(self, placement: Placement, answer: Answer | None) -> LastWords | None:
         if not isinstance(answer, Gone):
             return None
+        words = read_end(self._store, placement.name, placement.token)
+        if words is None and not self._carrier.is_alive(placement.host_id):
+            words = self._failed(placement, f"its host {placement.host_name} is gone")
         waited_s, step_s = 0.0, 0.02
-        while True:
-            words = read_end(self._store, placement.name, placement.token)
-            if words is not None or waited_s >= LAST_WORDS_WAIT_S:
-                break
+        while words is None and waited_s < LAST_WORDS_WAIT_S:
             self._pause_s(step_s)
             waited_s += step_s
+            words = read_end(self._store, placement.name, placement.token)
         if words is None:
             reason = answer.reason or f"the VM's process {placement.pid} is gone"
-            words = LastWords(VmState.FAILED, reason, time.time())
-            write_end(self._store, placement.name, placement.token, words)
+            words = self._failed(placement, reason)
+        return words
+
+    def _failed(self, placement: Placement, reason: str) -> LastWords:
+        now_s = time.time()
+        words = LastWords(VmState.FAILED, reason, now_s, now_s - placement.created_unix_s)
+        write_end(self._store, placement.name, placement.token, words)
         return words
 
 

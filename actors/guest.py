@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Report, VmState
@@ -16,6 +17,7 @@ from rayvisor.vmm.debug.census import census_as_dict
 from rayvisor.vmm.debug.disasm import Instruction, disassemble_at
 from rayvisor.vmm.errors import MachineStateError
 from rayvisor.vmm.machine import PowerState
+from rayvisor.vmm.stats import VmStats, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +62,7 @@ class Guest:
         self._lock = threading.Lock()
         self._stopped = False
         self._started_s = 0.0
+        self._entered: Counter[str] = Counter()
         self._ended_s: float | None = None
         self._watch: threading.Thread | None = None
 
@@ -140,6 +143,17 @@ class Guest:
         watch.join()
         return self.status()
 
+    def stats(self, image: str = "") -> VmStats:
+        """What is counted of it; never waits for the guest."""
+        return measure(
+            self._vm,
+            state=self._state(),
+            token=self._token,
+            started_unix_s=time.time() - (time.monotonic() - self._started_s),
+            entered=self._entered,
+            image=image,
+        )
+
     def report(self) -> Report:
         """The VM's report."""
         return self._vm.report()
@@ -169,6 +183,7 @@ class Guest:
         self._ended_s = None
         self._started_s = time.monotonic()
         start()
+        self._entered[VmState.RUNNING] += 1
         self._watch = threading.Thread(target=self._see_it_end, name="guest-watch", daemon=True)
         self._watch.start()
 
@@ -176,6 +191,7 @@ class Guest:
         self._vm.wait()
         self._ended_s = time.monotonic()
         state = self._state()
+        self._entered[state] += 1
         _log.info("guest is %s: %s", state, self._reason(state))
         self._remember(
             LastWords(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from rayvisor.actors import services, stats
 from rayvisor.actors.hosting import Host
 from rayvisor.actors.store import RayStore
 from rayvisor.actors.vm import VmSpawner
@@ -16,16 +17,26 @@ if TYPE_CHECKING:
 
     from rayvisor.actors.records import Capacity, GuestStatus, Placement
     from rayvisor.vmm.spec import BootSource
+    from rayvisor.vmm.stats import HostStats
 
 
 class HostActor:
     """Ray shell around `Host`: marshals calls, adds no behaviour."""
 
     def __init__(self) -> None:
-        node_id = ray.get_runtime_context().get_node_id()
+        here = ray.get_runtime_context()
+        node_id = here.get_node_id()
         self._host: Host[Sequence[ray.ObjectRef[BootSource]]] = Host(
             node_id, RayStore(), VmSpawner(node_id), ProcessWatch()
         )
+        place = stats.folder(here.get_temp_dir(), here.get_session_name(), node_id)
+        self._meter = stats.HostMeter(node_id, place)
+        services.start(services.HOST, self, RayStore(), node_id)
+
+    def stats(self) -> HostStats:
+        """See `HostMeter.measure`."""
+        host = self._host
+        return self._meter.measure(vms_started=host.vms_started, vm_failures=host.vm_failures)
 
     def capacity(self) -> Capacity:
         """See `Host.capacity`."""

@@ -56,6 +56,10 @@ class Host(Generic[BootT_contra]):
         self._store = store
         self._spawner = spawner
         self._watch = watch
+        self.vms_started = 0
+        """VMs it has started."""
+        self.vm_failures = 0
+        """VMs whose process ended without being told to."""
         for key in store.keys("vm/"):
             placement = read_placement(store, key.removeprefix("vm/"))
             if placement is not None and placement.host_id == host_id and placement.pid:
@@ -82,6 +86,7 @@ class Host(Generic[BootT_contra]):
                 f"VM {placement.name!r} is not placed on this host under token {placement.token}"
             )
         status = self._spawner.spawn(placement, boot)
+        self.vms_started += 1
         _log.info("VM %s runs in process %d", placement.name, status.pid)
         self._keep_an_eye_on(placement, status.pid)
         return status
@@ -97,6 +102,7 @@ class Host(Generic[BootT_contra]):
             if current is None or current.token != token:
                 return  # removed: nobody asks how
             if read_end(self._store, name, token) is None:
+                self.vm_failures += 1
                 _log.warning("VM %s: %s", name, reason)
                 now_s = time.time()
                 words = LastWords(VmState.FAILED, reason, now_s, now_s - placement.created_unix_s)

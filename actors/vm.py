@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from rayvisor.actors import stats
 from rayvisor.actors.ledger import forget_end, write_end
 from rayvisor.actors.names import CONSOLE_GROUP, INPUT_GROUP, NAMESPACE, vm_actor_name
 from rayvisor.actors.store import RayStore
@@ -32,6 +33,7 @@ class VmActor:
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
         self._started: Guest | None = None
+        self._teller: stats.Teller | None = None
 
     def boot(self, boot: Sequence[ray.ObjectRef[BootSource]]) -> GuestStatus:
         """Make the machine and start it.
@@ -48,6 +50,8 @@ class VmActor:
 
         def remember(words: LastWords) -> None:
             write_end(store, placement.name, placement.token, words)
+            if self._teller is not None:
+                self._teller.tell()
 
         spec = MachineSpec(
             memory_bytes=request.memory_bytes,
@@ -62,7 +66,16 @@ class VmActor:
             forget=lambda: forget_end(store, placement.name),
         )
         self._started.start()
+        self._tell_stats(self._started)
         return self._started.status()
+
+    def _tell_stats(self, guest: Guest) -> None:
+        """Have the host see what this VM counts."""
+        here = ray.get_runtime_context()
+        place = stats.folder(here.get_temp_dir(), here.get_session_name(), here.get_node_id())
+        image = self._placement.request.image
+        self._teller = stats.Teller(place, self._placement.token, lambda: guest.stats(image))
+        self._teller.start()
 
     @property
     def _guest(self) -> Guest:

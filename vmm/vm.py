@@ -57,6 +57,14 @@ class Vm:
             return PowerState.RUNNING
         return self.machine.power
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the thread that executes the guest, since power-on. Never waits."""
+        try:
+            return self._cpu_now_s()
+        except OSError:  # the thread has ended since it was looked at
+            return self._cpu_s
+
     def start(self) -> None:
         """Power on, or start over after it has ended.
 

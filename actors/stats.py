@@ -1,0 +1,173 @@
+"""Statistics of VMs on one host: each VM's process tells, the host collects.
+
+Every VM's process writes its own small file, every few seconds and at once when its guest ends.
+The host reads the files of processes that are there. So collecting asks no VM anything: it costs
+the same whether guests are busy or hang, and a VM that stopped telling shows by the age of what
+it told last. A file is named by fencing token, so a VM that moved or came back has a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.actors import capacity
+from rayvisor.actors.placing import footprint_bytes
+from rayvisor.actors.records import VmRequest
+from rayvisor.vmm.errors import CorruptStateError, RayvisorError
+from rayvisor.vmm.stats import HostStats, ProcessStats, VmStats, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+TELL_EVERY_S: Final = 5.0
+
+_PROC = Path("/proc")
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_START_TICKS: Final = 19  # fields of /proc/PID/stat after the command's name (proc(5))
+_USER_TICKS, _SYSTEM_TICKS = 11, 12
+_CPU_MODES: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+
+
+def folder(temp_dir: str, session: str, node_id: str) -> Path:
+    """Where the VMs on a Ray node tell: in the session's folder, gone with it."""
+    return Path(temp_dir) / session / "rayvisor-stats" / node_id
+
+
+class Teller:
+    """Tells a VM's statistics from a thread of its own until `stop`.
+
+    Args:
+        place: the host's folder; made if need be.
+        measure: gives the statistics.
+    """
+
+    def __init__(self, place: Path, token: int, measure: Callable[[], VmStats]) -> None:
+        self._path = place / f"{token}.json"
+        self._measure = measure
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stats", daemon=True)
+
+    def start(self) -> None:
+        """Begin to tell."""
+        self._thread.start()
+
+    def tell(self) -> None:
+        """Tell now. A folder that cannot be written is no reason for a VM to fail."""
+        with self._lock:
+            try:
+                data = encode(self._measure())
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                fresh = self._path.with_suffix(".new")
+                fresh.write_bytes(data)
+                fresh.replace(self._path)
+            except (OSError, RayvisorError) as error:
+                _log.warning("statistics are not told: %s", error)
+
+    def stop(self) -> None:
+        """Tell no more, and take back what was told."""
+        self._stopping.set()
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        while True:
+            self.tell()
+            if self._stopping.wait(TELL_EVERY_S):
+                return
+
+
+class HostMeter:
+    """Collects what the VMs on this host told, and looks at the machine itself. Thread-safe."""
+
+    def __init__(self, host_id: str, place: Path, *, proc: Path = _PROC) -> None:
+        self._host_id = host_id
+        self._place = place
+        self._proc = proc
+
+    def measure(self, *, vms_started: int = 0, vm_failures: int = 0) -> HostStats:
+        """The host as it is now. VMs whose processes are gone are left out, and forgotten."""
+        vms, processes = [], {}
+        for path in sorted(self._place.glob("*.json")):
+            found = self._read(path)
+            if found is not None:
+                vm, process = found
+                vms.append(vm)
+                processes[vm.name] = process
+        has = capacity.measure()
+        total_bytes, available_bytes = capacity.memory_now()
+        return HostStats(
+            host_id=self._host_id,
+            cores=has.cores,
+            vcpus_limit=has.vcpus,
+            vm_memory_limit_bytes=has.memory_bytes,
+            vm_memory_promised_bytes=sum(_footprint_bytes(vm) for vm in vms),
+            memory_bytes=total_bytes,
+            memory_available_bytes=available_bytes,
+            cpu_s=self._cpu_s(),
+            vms=tuple(vms),
+            processes=processes,
+            vms_started=vms_started,
+            vm_failures=vm_failures,
+        )
+
+    def _read(self, path: Path) -> tuple[VmStats, ProcessStats] | None:
+        try:
+            vm = decode(path.read_bytes())
+            told_s = path.stat().st_mtime
+        except (OSError, CorruptStateError):
+            return None  # the VM was removed this moment
+        process = self._process(vm.pid, told_s)
+        if process is None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        return vm, process
+
+    def _process(self, pid: int, told_unix_s: float) -> ProcessStats | None:
+        """The process that told at `told_unix_s`; None when it is gone."""
+        try:
+            stat = (self._proc / str(pid) / "stat").read_bytes()
+            status = (self._proc / str(pid) / "status").read_bytes()
+        except OSError:
+            return None
+        fields = stat.rpartition(b")")[2].split()
+        began_unix_s = _boot_unix_s() + int(fields[_START_TICKS]) / _TICKS_PER_S
+        # A younger process has been given the number of one that is gone.
+        if fields[0] in b"ZX" or began_unix_s > told_unix_s + 1:
+            return None
+        resident = {
+            name: int(value.split()[0]) << 10
+            for name, _, value in (line.partition(b":") for line in status.splitlines())
+            if name.startswith(b"Rss")
+        }
+        return ProcessStats(
+            cpu_s=(int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])) / _TICKS_PER_S,
+            anon_bytes=resident.get(b"RssAnon", 0),
+            file_bytes=resident.get(b"RssFile", 0),
+            shmem_bytes=resident.get(b"RssShmem", 0),
+        )
+
+    def _cpu_s(self) -> dict[str, float]:
+        try:
+            first, *_ = (self._proc / "stat").read_text(encoding="ascii").splitlines()
+        except OSError:
+            return {}
+        ticks = [int(t) for t in first.split()[1:]]
+        return {mode: t / _TICKS_PER_S for mode, t in zip(_CPU_MODES, ticks, strict=False)}
+
+
+def _footprint_bytes(vm: VmStats) -> int:
+    return footprint_bytes(VmRequest(vm.name, vm.memory_bytes, vm.cpus))
+
+
+def _boot_unix_s() -> float:
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

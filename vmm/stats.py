@@ -1,0 +1,147 @@
+"""What a VM and the machine it is on tell of themselves, as plain values.
+
+Read often and by others than the machine's thread, so nothing here waits for the guest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.vmm.errors import CorruptStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rayvisor.vmm.vm import Vm
+
+_BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system (stat(2))
+
+
+@dataclass(frozen=True, slots=True)
+class VmStats:
+    """One VM, as its own process sees it. Counts are since power-on unless they say otherwise.
+
+    Attributes:
+        state: what `rayvisor ls` shows.
+        token: the fencing token it runs under.
+        told_unix_s: when this was measured.
+        started_unix_s: when it was powered on, or when it arrived here.
+        memory_bytes: guest RAM, as configured.
+        touched_bytes: guest RAM that has pages behind it. It falls when pages are given back.
+        vcpu_cpu_s: CPU time of the thread that executes the guest.
+        exits: exits by kind, also kinds that did not happen.
+        console_bytes: console output.
+        resets: starts over without a power-off, since its process began.
+        entered: how often each state was entered, since its process began.
+    """
+
+    name: str
+    state: str
+    token: int
+    pid: int
+    told_unix_s: float
+    started_unix_s: float
+    cpus: int
+    memory_bytes: int
+    touched_bytes: int
+    vcpu_cpu_s: float
+    console_bytes: int
+    resets: int
+    image: str = ""
+    exits: dict[str, int] = field(default_factory=dict)
+    entered: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStats:
+    """A process as the operating system accounts for it (proc(5): stat, status)."""
+
+    cpu_s: float
+    anon_bytes: int = 0
+    file_bytes: int = 0
+    shmem_bytes: int = 0
+    """Resident memory: its own, of files, and shared (guest RAM among it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStats:
+    """One machine and the VMs whose processes are on it.
+
+    Attributes:
+        vcpus_limit, vm_memory_limit_bytes: what may be promised to VMs.
+        vm_memory_promised_bytes: what is promised, each VM's process included.
+        memory_bytes, memory_available_bytes: of the machine, or of the container this is in.
+        cpu_s: CPU seconds of the machine by what they went to ("user", "system", ...), summed
+            over its CPUs, since it booted. In a container still those of the whole machine.
+        processes: the VMs' processes by the VMs' names.
+        vms_started: VMs it has started since its host actor began.
+        vm_failures: VMs whose process ended without being told to, since then.
+    """
+
+    host_id: str
+    cores: int
+    vcpus_limit: int
+    vm_memory_limit_bytes: int
+    vm_memory_promised_bytes: int
+    memory_bytes: int
+    memory_available_bytes: int
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    vms: tuple[VmStats, ...] = ()
+    processes: dict[str, ProcessStats] = field(default_factory=dict)
+    vms_started: int = 0
+    vm_failures: int = 0
+
+
+def measure(
+    vm: Vm,
+    *,
+    state: str,
+    token: int,
+    started_unix_s: float,
+    entered: Mapping[str, int],
+    image: str = "",
+) -> VmStats:
+    """How the VM is now. Any thread; the guest does not notice.
+
+    Raises:
+        EngineError: the VM is closed.
+    """
+    machine = vm.machine
+    return VmStats(
+        name=machine.spec.name,
+        state=state,
+        token=token,
+        pid=os.getpid(),
+        told_unix_s=time.time(),
+        started_unix_s=started_unix_s,
+        cpus=machine.spec.cpus,
+        memory_bytes=machine.ram.size_bytes,
+        exits=machine.vcpu.exit_counts(),
+        touched_bytes=os.fstat(machine.ram.fd).st_blocks * _BLOCK_BYTES,
+        vcpu_cpu_s=vm.cpu_s,
+        console_bytes=vm.console.end_offset,
+        resets=machine.resets,
+        image=image,
+        entered=dict(entered),
+    )
+
+
+def encode(stats: VmStats) -> bytes:
+    """The stats as JSON."""
+    return json.dumps(asdict(stats), separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> VmStats:
+    """What `encode` made.
+
+    Raises:
+        CorruptStateError: it is something else.
+    """
+    try:
+        return VmStats(**json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise CorruptStateError(f"no statistics of a VM: {error}") from None
