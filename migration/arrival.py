@@ -79,7 +79,7 @@ class Arrival:
         """Where it stands."""
         return self._phases.now
 
-    def feed(self, frame: bytes) -> list[bytes]:
+    def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """Take the source's next frame; the replies, in order. Never raises MigrationError.
 
         A stream that is damaged or out of order, and a machine that refuses what it is given, end

@@ -197,7 +197,7 @@ def encode(seq: int, frame: Frame) -> bytes:
     return bytes(msgpack.packb(dict(zip(_KEYS, values, strict=True))))
 
 
-def _unpack(data: bytes | memoryview, limit: int) -> dict[str, Any]:
+def _unpack(data: bytes | bytearray, limit: int) -> dict[str, Any]:
     try:
         plain = msgpack.unpackb(
             data,
@@ -217,7 +217,7 @@ def _unpack(data: bytes | memoryview, limit: int) -> dict[str, Any]:
     return plain
 
 
-def decode(data: bytes | memoryview, seq: int) -> Frame:
+def decode(data: bytes | bytearray, seq: int) -> Frame:
     """The frame in `data`, which must be the sender's number `seq`.
 
     Raises:

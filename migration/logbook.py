@@ -86,6 +86,11 @@ class Logbook:
         self.tell(always=True)
         return done
 
+    @property
+    def sent_in_round(self) -> int:
+        """Pages of this round so far, those that are zero included."""
+        return self.tally.pages + self.tally.zero_pages - self._before[0] - self._before[1]
+
     def close(self) -> None:
         """Nothing more will be sent."""
         report = self.report

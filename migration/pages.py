@@ -147,9 +147,14 @@ class SentPages:
         """For each page, whether its last copy is here."""
         return np.asarray(self._slot_of[indexes] >= 0)
 
-    def differences(self, indexes: Indexes, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """`rows` changed by the copies of these pages, all of which are known."""
-        return rows ^ self._rows[self._slot_of[indexes]]
+    def differences(
+        self, indexes: Indexes, rows: NDArray[np.uint8], into: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """`rows` changed by the copies of these pages, all known, in the first rows of `into`."""
+        out = into[: len(indexes)]
+        np.take(self._rows, self._slot_of[indexes], axis=0, out=out, mode="clip")
+        np.bitwise_xor(out, rows, out=out)
+        return out
 
     def keep(self, indexes: Indexes, rows: NDArray[np.uint8]) -> None:
         """Remember that these pages are being sent as `rows`."""
@@ -165,9 +170,12 @@ class SentPages:
             self._forget_slots(taken)
             self._slot_of[indexes[new]] = taken
             self._page_of[taken] = indexes[new]
-        slots = self._slot_of[indexes]
+            slots = self._slot_of[indexes]
         here = slots >= 0
-        self._rows[slots[here]] = rows[here]
+        if here.all():
+            self._rows[slots] = rows
+        else:
+            self._rows[slots[here]] = rows[here]
 
     def forget(self, indexes: Indexes) -> None:
         """These pages have been sent in another way: their copies are of no use."""

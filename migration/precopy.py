@@ -30,10 +30,11 @@ from rayvisor.migration.errors import (
     UndecidedError,
 )
 from rayvisor.migration.host import boot_id, tsc_hz
+from rayvisor.migration.hot import HotPages
 from rayvisor.migration.logbook import Logbook
 from rayvisor.migration.phases import SourcePhase, source_phases
 from rayvisor.migration.report import MigrationReport, Progress
-from rayvisor.migration.sending import PageSender, Tally
+from rayvisor.migration.sending import PageSender, Tally, Turn
 from rayvisor.vmm.errors import MigrationError
 
 if TYPE_CHECKING:
@@ -186,9 +187,10 @@ class Migration:
         source.start_log()
         pending = pages.bitmap_of(source.written_pages(), sender.pages)
         sender.send_holes(~pending)
+        watch = HotPages(source, sender.pages)
         while True:
-            count = self._send_round(sender, pending)
-            pending = pages.bitmap_of(source.harvest(), sender.pages)
+            count = self._send_round(sender, pending, watch)
+            pending = watch.take()
             left = int(pending.sum())
             done = book.end_round(left)
             self._check()
@@ -204,7 +206,7 @@ class Migration:
                     f"or slowing it down"
                 )
 
-    def _send_round(self, sender: PageSender, pending: Bitmap) -> int:
+    def _send_round(self, sender: PageSender, pending: Bitmap, watch: HotPages) -> int:
         indexes = pages.indexes_of(pending)
         self._book.begin_round(len(indexes))
         number = len(self._book.report.rounds)
@@ -212,13 +214,14 @@ class Migration:
             indexes,
             self._config.round_codec,
             self._config.chunk_bytes,
-            first_time=number == 0,
+            turn=Turn.LATER if number else Turn.FIRST,
             check=self._check,
+            skip=lambda: watch.hot() if number == 0 else None,
         )
         self._send_console()
         self._talk.put(frames.RoundEnd(number))
         self._talk.reply(frames.Ack, None, self._check_limits)
-        return len(indexes)
+        return self._book.sent_in_round
 
     def _stop_and_copy(self, sender: PageSender, pending: Bitmap) -> None:
         source, config, talk = self._source, self._config, self._talk
@@ -231,7 +234,7 @@ class Migration:
             indexes,
             config.stop_codec,
             config.stop_chunk_bytes,
-            first_time=False,
+            turn=Turn.LAST,
             check=self._check_stopped,
         )
         self._send_console()

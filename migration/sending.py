@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import pages
@@ -24,6 +25,15 @@ TRIAL_PAGES: Final = 512
 WORTHWHILE: Final = 1.3
 """How much better than whole pages differences must pack to be worth their copies."""
 ZERO_RUNS_A_FRAME: Final = 1024
+
+
+class Turn(Enum):
+    """Which round pages are sent in: copies are kept of those that may be sent again."""
+
+    FIRST = "first"
+    """Most of its pages are never sent again."""
+    LATER = "later"
+    LAST = "last"
 
 
 @dataclass(slots=True)
@@ -59,6 +69,7 @@ class PageSender:
         self._outbox = outbox
         self._packer = Packer()
         self._buffer = pages.buffer_of(largest_chunk_bytes // PAGE_BYTES)
+        self._changes = pages.buffer_of(largest_chunk_bytes // PAGE_BYTES)
         self._sent = pages.SentPages(self._view.pages, delta_cache_bytes)
         self._whole, self._deltas = Tally(), Tally()
         self._deltas_pay = delta_cache_bytes > 0
@@ -88,27 +99,35 @@ class PageSender:
         codec: Codec,
         chunk_bytes: int,
         *,
-        first_time: bool,
+        turn: Turn,
         check: Callable[[], None],
+        skip: Callable[[], Bitmap | None] = lambda: None,
     ) -> None:
-        """Send pages as they are now, calling `check` before each frame and while waiting.
+        """Send pages as they are now.
 
-        `first_time` is for the first round: most of its pages are never sent again, so no copies
-        of them are kept.
+        Args:
+            indexes: The pages, in order.
+            codec: How to pack them.
+            chunk_bytes: Pages of a frame.
+            turn: Which round this is.
+            check: Called before each frame and while waiting; it may raise.
+            skip: Asked before each frame for pages that need not be sent any more.
         """
-        for chunk in pages.chunks(indexes, chunk_bytes // PAGE_BYTES):
+        for part in pages.chunks(indexes, chunk_bytes // PAGE_BYTES):
             check()
+            needless = skip()
+            chunk = part if needless is None else part[~needless[part]]
             rows = self._view.copy_out(chunk, self._buffer)
             filled = pages.nonzero_rows(rows)
             zeros = chunk[~filled]
             if len(zeros):
-                chunk, rows = chunk[filled], rows[filled]  # noqa: PLW2901 - the rest of it
+                chunk, rows = chunk[filled], rows[filled]
                 self._sent.forget(zeros)
                 self.total.zero_pages += len(zeros)
-            if first_time or not self._deltas_pay:
+            if turn is Turn.FIRST or not self._deltas_pay:
                 self._put(chunk, zeros, rows, codec, self._whole, check)
             else:
-                self._send_again(chunk, zeros, rows, codec, check)
+                self._send_again(chunk, zeros, rows, codec, turn, check)
 
     def _send_again(
         self,
@@ -116,17 +135,19 @@ class PageSender:
         zeros: Indexes,
         rows: NDArray[np.uint8],
         codec: Codec,
+        turn: Turn,
         check: Callable[[], None],
     ) -> None:
         known = self._sent.known(chunk)
-        fresh = ~known
-        if fresh.any() or len(zeros):
+        if not known.all() or len(zeros):
+            fresh = ~known
             self._put(chunk[fresh], zeros, rows[fresh], codec, self._whole, check)
-        if known.any():
-            again, now = chunk[known], rows[known]
-            changes = self._sent.differences(again, now)
+        again, now = (chunk, rows) if known.all() else (chunk[known], rows[known])
+        if len(again):
+            changes = self._sent.differences(again, now, self._changes)
             self._put(again, again[:0], changes, codec, self._deltas, check)
-        self._sent.keep(chunk, rows)
+        if turn is not Turn.LAST:
+            self._sent.keep(chunk, rows)
         if self._deltas.pages >= TRIAL_PAGES:
             self._deltas_pay = self._deltas.ratio >= WORTHWHILE * self._whole.ratio
 
@@ -140,6 +161,8 @@ class PageSender:
         check: Callable[[], None],
     ) -> None:
         delta = tally is self._deltas
+        if not len(chunk) and not len(zeros):
+            return
         block = self._packer.pack(codec, rows.data.cast("B")) if len(chunk) else b""
         raw_bytes = len(chunk) * PAGE_BYTES
         self._outbox.put(

@@ -228,8 +228,8 @@ def test_a_destination_whose_claim_is_never_answered_must_end() -> None:
     w = world()
     w.arrival = Arrival(w.destination, w.record, claim_timeout_s=0.05)
 
-    def silent(*_: object) -> int:
-        raise ConnectionError("no answer")
+    def silent(vm: str, token: int) -> int:
+        raise ConnectionError(f"no answer about {vm} and {token}")
 
     w.record.commit = silent  # type: ignore[method-assign]
     assert migrate(w, BreakingTransport(w.arrival)) == "failed"

@@ -88,7 +88,7 @@ def test_differences_restore_what_was_sent(rounds: list[pages.Indexes], room: in
         rows = np.full((len(chosen), PAGE), number + 1, dtype=np.uint8)
         known = sent.known(chosen)
         again = chosen[known]
-        changes = sent.differences(again, rows[known])
+        changes = sent.differences(again, rows[known], pages.buffer_of(301))
         for page, change in zip(again.tolist(), changes[:, 0].tolist(), strict=True):
             assert truth[page] ^ change == number + 1
         sent.keep(chosen, rows)

@@ -203,7 +203,11 @@ def test_a_carrier_that_takes_nothing_while_the_guest_stands_still() -> None:
 
 def test_a_destination_that_never_answers() -> None:
     pair = Pair(MigrationConfig(reply_timeout_s=0.1))
-    pair.transport.receive = time.sleep  # type: ignore[method-assign]
+
+    def nothing(timeout_s: float) -> None:
+        time.sleep(timeout_s)
+
+    pair.transport.receive = nothing  # type: ignore[method-assign]
     with pytest.raises(MigrationFailedError, match="did not answer"):
         pair.migration.run()
     assert pair.source.running

@@ -1,0 +1,43 @@
+/* rewriter MEGABYTES RATE: rewrites that much memory for ever, at RATE MB/s (0: as fast as it can),
+ * verifying what it wrote before. Prints the number of megabytes written, once a megabyte. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WORDS (1u << 17) /* of a megabyte */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t megabytes = argc > 1 ? strtoull(argv[1], NULL, 10) : 50;
+    double rate = argc > 2 ? atof(argv[2]) : 0, start = now();
+    uint64_t *memory = calloc(megabytes, WORDS * sizeof(uint64_t)), done = 0;
+    if (!memory)
+        return 1;
+    for (uint64_t pass = 1;; pass++) {
+        for (uint64_t block = 0; block < megabytes; block++) {
+            uint64_t *p = memory + block * WORDS;
+            for (uint64_t i = 0; i < WORDS; i++) {
+                uint64_t expected = pass == 1 ? 0 : (block * WORDS + i) * 0x9E3779B97F4A7C15u + pass - 1;
+                if (p[i] != expected) {
+                    printf("BAD at %llu\n", (unsigned long long)(block * WORDS + i));
+                    return 2;
+                }
+                p[i] = (block * WORDS + i) * 0x9E3779B97F4A7C15u + pass;
+            }
+            printf("w %llu\n", (unsigned long long)++done);
+            fflush(stdout);
+            double ahead = rate > 0 ? start + done / rate - now() : 0;
+            if (ahead > 0)
+                usleep((useconds_t)(ahead * 1e6));
+        }
+    }
+}
