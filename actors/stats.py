@@ -31,6 +31,9 @@ TELL_EVERY_S: Final = 5.0
 
 _PROC = Path("/proc")
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_MAX_BYTES: Final = 1 << 16
+_SUFFIX: Final = ".json"
 _START_TICKS: Final = 19  # fields of /proc/PID/stat after the command's name (proc(5))
 _USER_TICKS, _SYSTEM_TICKS = 11, 12
 _CPU_MODES: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -50,7 +53,7 @@ class Teller:
     """
 
     def __init__(self, place: Path, token: int, measure: Callable[[], VmStats]) -> None:
-        self._path = place / f"{token}.json"
+        self._path = place / f"{token}{_SUFFIX}"
         self._measure = measure
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -96,7 +99,7 @@ class HostMeter:
     def measure(self, *, vms_started: int = 0, vm_failures: int = 0) -> HostStats:
         """The host as it is now. VMs whose processes are gone are left out, and forgotten."""
         vms, processes = [], {}
-        for path in sorted(self._place.glob("*.json")):
+        for path in self._told():
             found = self._read(path)
             if found is not None:
                 vm, process = found
@@ -119,24 +122,30 @@ class HostMeter:
             vm_failures=vm_failures,
         )
 
-    def _read(self, path: Path) -> tuple[VmStats, ProcessStats] | None:
+    def _told(self) -> list[str]:
         try:
-            vm = decode(path.read_bytes())
-            told_s = path.stat().st_mtime
+            with os.scandir(self._place) as entries:
+                return sorted(e.path for e in entries if e.name.endswith(_SUFFIX))
+        except FileNotFoundError:
+            return []
+
+    def _read(self, path: str) -> tuple[VmStats, ProcessStats] | None:
+        try:
+            vm = decode(_read(path))
         except (OSError, CorruptStateError):
             return None  # the VM was removed this moment
-        process = self._process(vm.pid, told_s)
+        process = self._process(vm.pid, vm.told_unix_s)
         if process is None:
             with contextlib.suppress(OSError):
-                path.unlink()
+                Path(path).unlink()
             return None
         return vm, process
 
     def _process(self, pid: int, told_unix_s: float) -> ProcessStats | None:
         """The process that told at `told_unix_s`; None when it is gone."""
         try:
-            stat = (self._proc / str(pid) / "stat").read_bytes()
-            status = (self._proc / str(pid) / "status").read_bytes()
+            stat = _read(f"{self._proc}/{pid}/stat")
+            _, resident, shared, *_ = _read(f"{self._proc}/{pid}/statm").split()
         except OSError:
             return None
         fields = stat.rpartition(b")")[2].split()
@@ -144,16 +153,10 @@ class HostMeter:
         # A younger process has been given the number of one that is gone.
         if fields[0] in b"ZX" or began_unix_s > told_unix_s + 1:
             return None
-        resident = {
-            name: int(value.split()[0]) << 10
-            for name, _, value in (line.partition(b":") for line in status.splitlines())
-            if name.startswith(b"Rss")
-        }
         return ProcessStats(
             cpu_s=(int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])) / _TICKS_PER_S,
-            anon_bytes=resident.get(b"RssAnon", 0),
-            file_bytes=resident.get(b"RssFile", 0),
-            shmem_bytes=resident.get(b"RssShmem", 0),
+            own_bytes=(int(resident) - int(shared)) * _PAGE_BYTES,
+            shared_bytes=int(shared) * _PAGE_BYTES,
         )
 
     def _cpu_s(self) -> dict[str, float]:
@@ -167,6 +170,15 @@ class HostMeter:
 
 def _footprint_bytes(vm: VmStats) -> int:
     return footprint_bytes(VmRequest(vm.name, vm.memory_bytes, vm.cpus))
+
+
+def _read(path: str) -> bytes:
+    """All of a small file, with a third of the work that `open` makes of it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _MAX_BYTES)
+    finally:
+        os.close(fd)
 
 
 def _boot_unix_s() -> float:

@@ -58,13 +58,16 @@ class VmStats:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStats:
-    """A process as the operating system accounts for it (proc(5): stat, status)."""
+    """A process as the operating system accounts for it (proc(5): stat, statm).
+
+    Attributes:
+        own_bytes: resident memory that nobody else can share: anonymous.
+        shared_bytes: resident memory that others may share: guest RAM, and files.
+    """
 
     cpu_s: float
-    anon_bytes: int = 0
-    file_bytes: int = 0
-    shmem_bytes: int = 0
-    """Resident memory: its own, of files, and shared (guest RAM among it)."""
+    own_bytes: int = 0
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
