@@ -1,0 +1,190 @@
+"""Metric families from plain snapshots, for `prometheus_client`."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.registry import Collector
+
+import rayvisor
+from rayvisor.ops import metrics
+from rayvisor.ops.page import Page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from prometheus_client import Metric as Family
+
+    from rayvisor.vmm.stats import HostStats
+
+LIVE_STATES: Final = ("running", "paused")
+ENDED_STATES: Final = ("stopped", "halted", "exited", "crashed")
+"""States of a VM that has a process; shown with 0 too, so that a graph has no holes."""
+
+LOOK_EVERY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """A host as the cluster sees it."""
+
+    name: str
+    up: bool
+    vms: int
+    host_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """The cluster as a whole.
+
+    Attributes:
+        outcomes: requests to create a VM, by outcome.
+        looked_unix_s: when the hosts were looked at.
+        addresses: where each host's metrics are, as HOST:PORT by host id.
+    """
+
+    hosts: tuple[HostFacts, ...] = ()
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    looked_unix_s: float = 0.0
+    addresses: Mapping[str, str] = field(default_factory=dict)
+
+
+class HostCollector(Collector):
+    """The metrics of one host and its VMs. Each scrape takes a new snapshot.
+
+    Nothing is kept between scrapes, so a VM that is gone leaves no series behind.
+    """
+
+    def __init__(self, snapshot: Callable[[], HostStats]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Family]:
+        """One family for each metric."""
+        return self.page().families()
+
+    def page(self) -> Page:
+        """The samples of one scrape."""
+        begun_s = time.perf_counter()
+        page = Page(metrics.Scope.HOST)
+        stats = self._snapshot()
+        _add_build(page)
+        _add_host(page, stats)
+        now_s = time.time()
+        for vm in stats.vms:
+            name = vm.name
+            page.add(metrics.VM_INFO, 1, name, vm.image)
+            page.add(metrics.VM_STATE, 1, name, vm.state)
+            page.add(metrics.VM_START_TIME, vm.started_unix_s, name)
+            page.add(metrics.VM_AGE, max(0.0, now_s - vm.told_unix_s), name)
+            page.add(metrics.VM_VCPUS, vm.cpus, name)
+            page.add(metrics.VM_VCPU_CPU, vm.vcpu_cpu_s, name)
+            page.add(metrics.VM_MEMORY, vm.memory_bytes, name)
+            page.add(metrics.VM_MEMORY_TOUCHED, vm.touched_bytes, name)
+            page.add(metrics.VM_CONSOLE, vm.console_bytes, name)
+            page.add(metrics.VM_RESETS, vm.resets, name)
+            for kind, count in vm.exits.items():
+                page.add(metrics.VM_EXITS, count, name, kind)
+            for state, count in vm.entered.items():
+                page.add(metrics.VM_TRANSITIONS, count, name, state)
+            process = stats.processes.get(name)
+            if process is not None:
+                page.add(metrics.VM_PROCESS_CPU, process.cpu_s, name)
+                page.add(metrics.VM_RESIDENT, process.own_bytes, name, "own")
+                page.add(metrics.VM_RESIDENT, process.shared_bytes, name, "shared")
+        page.add(metrics.HOST_COLLECT, time.perf_counter() - begun_s)
+        return page
+
+
+def _add_host(page: Page, stats: HostStats) -> None:
+    page.add(metrics.HOST_CORES, stats.cores)
+    for mode, cpu_s in stats.cpu_s.items():
+        page.add(metrics.HOST_CPU, cpu_s, mode)
+    page.add(metrics.HOST_MEMORY, stats.memory_bytes)
+    page.add(metrics.HOST_MEMORY_AVAILABLE, stats.memory_available_bytes)
+    page.add(metrics.HOST_MEMORY_LIMIT, stats.vm_memory_limit_bytes)
+    page.add(metrics.HOST_MEMORY_PROMISED, stats.vm_memory_promised_bytes)
+    page.add(metrics.HOST_GUEST_MEMORY, sum(vm.memory_bytes for vm in stats.vms))
+    page.add(metrics.HOST_VCPUS, sum(vm.cpus for vm in stats.vms))
+    page.add(metrics.HOST_VCPUS_LIMIT, stats.vcpus_limit)
+    states = Counter(dict.fromkeys((*LIVE_STATES, *ENDED_STATES), 0))
+    states.update(vm.state for vm in stats.vms)
+    for state, count in states.items():
+        page.add(metrics.HOST_VMS, count, state)
+    page.add(metrics.HOST_VMS_STARTED, stats.vms_started)
+    page.add(metrics.HOST_VM_FAILURES, stats.vm_failures)
+
+
+def _add_build(page: Page) -> None:
+    page.add(metrics.BUILD_INFO, 1, *_build())
+
+
+@functools.cache
+def _build() -> tuple[str, str, str]:
+    try:
+        unicorn = version("unicorn")
+    except PackageNotFoundError:
+        unicorn = "none"
+    return rayvisor.__version__, platform.python_version(), unicorn
+
+
+class ClusterCollector(Collector):
+    """The metrics of the cluster as a whole, from the last look at it."""
+
+    def __init__(self, facts: Callable[[], ClusterFacts]) -> None:
+        self._facts = facts
+
+    def collect(self) -> Iterable[Family]:
+        """One family for each metric."""
+        return self.page().families()
+
+    def page(self) -> Page:
+        """The samples of one scrape."""
+        page = Page(metrics.Scope.CLUSTER)
+        facts = self._facts()
+        _add_build(page)
+        for host in facts.hosts:
+            page.add(metrics.CLUSTER_HOST_UP, int(host.up), host.name)
+            page.add(metrics.CLUSTER_HOST_VMS, host.vms, host.name)
+        for outcome, count in facts.outcomes.items():
+            page.add(metrics.CLUSTER_PLACEMENTS, count, outcome)
+        if facts.looked_unix_s:
+            page.add(metrics.CLUSTER_AGE, max(0.0, time.time() - facts.looked_unix_s))
+        return page
+
+
+class Lookout:
+    """Looks at the cluster now and then, so that a host that hangs never holds up a scrape."""
+
+    def __init__(self, look: Callable[[], ClusterFacts], *, every_s: float = LOOK_EVERY_S) -> None:
+        self._look = look
+        self._every_s = every_s
+        self._facts = ClusterFacts()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
+
+    @property
+    def facts(self) -> ClusterFacts:
+        """What the last look saw."""
+        return self._facts
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._facts = self._look()
+            self._stopping.wait(self._every_s)

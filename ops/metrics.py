@@ -1,0 +1,165 @@
+"""Every metric there is: name, help, unit and labels, in one place.
+
+Names follow https://prometheus.io/docs/practices/naming/: base units, the unit at the end of the
+name, `_total` after a counter's. Labels are few and bounded: hosts and VMs that are there, and
+kinds and states that the code names. What a host tells of itself carries no label `host`; the
+scraper attaches it (docs/monitoring.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+PREFIX: Final = "rayvisor_"
+
+
+class Kind(StrEnum):
+    """A metric's type, as the exposition format calls it."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+class Scope(StrEnum):
+    """Who exposes a metric."""
+
+    HOST = "host"
+    CLUSTER = "cluster"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: without the prefix.
+        unit: "seconds", "bytes", or empty for what is counted in pieces.
+        labels: in the order in which values are given.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    unit: str = ""
+    labels: tuple[str, ...] = ()
+    scope: Scope = Scope.HOST
+
+    @property
+    def full_name(self) -> str:
+        """The name that is exposed."""
+        return PREFIX + self.name
+
+
+def _gauge(name: str, text: str, unit: str = "", *labels: str) -> Metric:
+    return Metric(name, Kind.GAUGE, text, unit, labels)
+
+
+def _counter(name: str, text: str, unit: str = "", *labels: str) -> Metric:
+    return Metric(name, Kind.COUNTER, text, unit, labels)
+
+
+BUILD_INFO = _gauge("build_info", "What serves this: always 1.", "", "version", "python", "unicorn")
+
+HOST_CORES = _gauge("host_cores", "Cores that this host may use.")
+HOST_CPU = _counter(
+    "host_cpu_seconds_total",
+    "CPU time of the machine, by mode, over all its CPUs.",
+    "seconds",
+    "mode",
+)
+HOST_MEMORY = _gauge("host_memory_bytes", "Memory of this machine or container.", "bytes")
+HOST_MEMORY_AVAILABLE = _gauge(
+    "host_memory_available_bytes", "Memory that can be used without taking any away.", "bytes"
+)
+HOST_MEMORY_LIMIT = _gauge(
+    "host_vm_memory_limit_bytes", "Memory that may be promised to VMs.", "bytes"
+)
+HOST_MEMORY_PROMISED = _gauge(
+    "host_vm_memory_promised_bytes",
+    "Memory promised to the VMs here: guest RAM and each VM's process.",
+    "bytes",
+)
+HOST_GUEST_MEMORY = _gauge(
+    "host_guest_memory_bytes", "Guest RAM of the VMs here, as configured.", "bytes"
+)
+HOST_VCPUS = _gauge("host_vcpus", "vCPUs of the VMs here.")
+HOST_VCPUS_LIMIT = _gauge("host_vcpus_limit", "vCPUs that may be promised to VMs.")
+HOST_VMS = _gauge("host_vms", "VMs that have a process here, by state.", "", "state")
+HOST_VMS_STARTED = _counter("host_vms_started_total", "VMs that this host has started.")
+HOST_VM_FAILURES = _counter(
+    "host_vm_failures_total", "VMs whose process ended without being told to."
+)
+HOST_COLLECT = _gauge(
+    "host_collect_seconds", "How long it took to collect what this scrape shows.", "seconds"
+)
+
+VM_INFO = _gauge("vm_info", "A VM that has a process here: always 1.", "", "vm", "image")
+VM_STATE = _gauge("vm_state", "The state the VM is in: always 1.", "", "vm", "state")
+VM_START_TIME = _gauge(
+    "vm_start_time_seconds", "When the VM was powered on, in Unix time.", "seconds", "vm"
+)
+VM_AGE = _gauge(
+    "vm_stats_age_seconds", "How long ago the VM's process told its statistics.", "seconds", "vm"
+)
+VM_VCPUS = _gauge("vm_vcpus", "The VM's vCPUs.", "", "vm")
+VM_VCPU_CPU = _counter(
+    "vm_vcpu_seconds_total", "CPU time of executing the guest and its chips.", "seconds", "vm"
+)
+VM_PROCESS_CPU = _counter(
+    "vm_process_cpu_seconds_total", "CPU time of the VM's whole process.", "seconds", "vm"
+)
+VM_MEMORY = _gauge("vm_memory_bytes", "Guest RAM, as configured.", "bytes", "vm")
+VM_MEMORY_TOUCHED = _gauge(
+    "vm_memory_touched_bytes", "Guest RAM that has pages of the host behind it.", "bytes", "vm"
+)
+VM_RESIDENT = _gauge(
+    "vm_process_resident_bytes",
+    "Resident memory of the VM's process: its own, and what others may share (guest RAM, files).",
+    "bytes",
+    "vm",
+    "part",
+)
+VM_EXITS = _counter(
+    "vm_exits_total", "Times the guest left the translator, by kind.", "", "vm", "kind"
+)
+VM_CONSOLE = _counter(
+    "vm_console_output_bytes_total", "Bytes the guest wrote to its console.", "bytes", "vm"
+)
+VM_RESETS = _counter("vm_resets_total", "Times the VM started over without a power-off.", "", "vm")
+VM_TRANSITIONS = _counter(
+    "vm_transitions_total", "Times the VM entered a state.", "", "vm", "state"
+)
+
+CLUSTER_HOST_UP = Metric(
+    "cluster_host_up",
+    Kind.GAUGE,
+    "Whether the host takes VMs: 0 when it is gone or does not answer.",
+    labels=("host",),
+    scope=Scope.CLUSTER,
+)
+CLUSTER_HOST_VMS = Metric(
+    "cluster_host_vms",
+    Kind.GAUGE,
+    "VMs placed on the host, ended ones that were not removed among them.",
+    labels=("host",),
+    scope=Scope.CLUSTER,
+)
+CLUSTER_PLACEMENTS = Metric(
+    "cluster_placements_total",
+    Kind.COUNTER,
+    "Requests to create a VM: placed, refused for lack of room, or failed on the host.",
+    labels=("outcome",),
+    scope=Scope.CLUSTER,
+)
+CLUSTER_AGE = Metric(
+    "cluster_view_age_seconds",
+    Kind.GAUGE,
+    "How long ago the hosts were last looked at.",
+    unit="seconds",
+    scope=Scope.CLUSTER,
+)
+
+ALL: Final = tuple(v for v in list(globals().values()) if isinstance(v, Metric))
+"""Every metric, in the order above."""
