@@ -89,7 +89,7 @@ lint: native .venv/.dev ## Ruff: rules and format
 types: native .venv/.dev ## mypy, strict
 	@echo "Checking types (mypy)"
 	@$(BIN)/mypy -p rayvisor
-	@$(BIN)/mypy tests
+	@$(BIN)/mypy tests bench examples
 
 .PHONY: pyright
 pyright: native .venv/.dev ## the second type checker; fetches Node.js if there is none
