@@ -28,7 +28,10 @@ LIVE_STATES: Final = ("running", "paused")
 ENDED_STATES: Final = ("stopped", "halted", "exited", "crashed")
 """States of a VM that has a process; shown with 0 too, so that a graph has no holes."""
 
-LOOK_EVERY_S: Final = 5.0
+_NEVER_ENTERED: Final = {"running": 0, "crashed": 0}
+"""Shown from the beginning: an increase is only seen of a series that was there before."""
+
+LOOK_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class HostCollector(Collector):
             page.add(metrics.VM_RESETS, vm.resets, name)
             for kind, count in vm.exits.items():
                 page.add(metrics.VM_EXITS, count, name, kind)
-            for state, count in vm.entered.items():
+            for state, count in {**_NEVER_ENTERED, **vm.entered}.items():
                 page.add(metrics.VM_TRANSITIONS, count, name, state)
             process = stats.processes.get(name)
             if process is not None:
