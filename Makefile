@@ -18,7 +18,7 @@ PY := $(BIN)/python
 STEP := .ci/step
 CORE := vmm/core/_native.abi3.so
 CORE_SOURCES := $(wildcard vmm/core/*.c vmm/core/*.h)
-CORE_TESTS := tests/core
+CORE_TESTS := $(wildcard tests/guest/test_engine_*.py tests/unit/test_vcpu_*.py)
 SANITIZED := build/sanitize
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
