@@ -1,0 +1,1 @@
+"""Measurements anybody can repeat: `python -m bench.boot`, or `python -m bench` for all."""
