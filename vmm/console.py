@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCROLLBACK_BYTES: Final = 1 << 20
+GATHER_BYTES: Final = 4096
+GATHER_S: Final = 0.001
+"""A streaming guest writes 16 bytes at a time: a reader woken for each is only in its way."""
 
 
 class Console:
@@ -29,6 +33,7 @@ class Console:
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._closed = False
+        self._read_s = 0.0
 
     @property
     def start_offset(self) -> int:
@@ -65,6 +70,12 @@ class Console:
             self._changed.wait_for(
                 lambda: self._closed or self._start + len(self._kept) > offset, timeout_s
             )
+            stream = time.monotonic() - self._read_s < GATHER_S
+            few = 0 < self._start + len(self._kept) - offset < GATHER_BYTES
+        if stream and few and not self._closed:
+            time.sleep(GATHER_S)
+        with self._changed:
+            self._read_s = time.monotonic()
             first = max(offset, self._start)
             skip = first - self._start
             return first, bytes(self._kept[skip : skip + max_bytes])
