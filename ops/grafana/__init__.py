@@ -1,0 +1,1 @@
+"""Grafana dashboards as code; needs the development tools (grafana-foundation-sdk)."""
