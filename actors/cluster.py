@@ -9,14 +9,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayvisor.actors import services
+from rayvisor.actors.calls import answer
 from rayvisor.actors.directory import Answer, Directory, Gone, Node, Silent
 from rayvisor.actors.host import HostActor
 from rayvisor.actors.names import CLUSTER_ACTOR, NAMESPACE, host_actor_name, vm_actor_name
 from rayvisor.actors.store import RayStore
-from rayvisor.actors.unwrap import own_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         VmStatus,
     )
     from rayvisor.vmm.spec import BootSource
-    from rayvisor.vmm.stats import HostStats
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class RayCarrier:
             else:
                 try:
                     capacity = ray.get(asked[host_id], timeout=0)
-                except (ray.exceptions.RayError, TimeoutError) as error:
+                except (RayError, TimeoutError) as error:
                     reason = f"its host actor does not answer ({type(error).__name__})"
                     _log.warning("host %s: %s", host_name, error)
             unique = names[host_name] < 2
@@ -99,8 +99,7 @@ class RayCarrier:
     def start(self, placement: Placement, boot: Sequence[ray.ObjectRef[BootSource]]) -> GuestStatus:
         """Start the VM on its host."""
         host = host_actor(placement.host_id)
-        with own_errors():
-            started = ray.get(host.start_vm.remote(placement, boot), timeout=VM_START_S)
+        started = answer(host.start_vm.remote(placement, boot), VM_START_S)
         return cast("GuestStatus", started)
 
     def kill(self, placement: Placement) -> None:
@@ -113,7 +112,7 @@ class RayCarrier:
             return
         if self.is_alive(placement.host_id):
             # Ray says that an actor is dead before its process is.
-            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            with contextlib.suppress(RayError, TimeoutError):
                 ray.get(host_actor(placement.host_id).finish_vm.remote(placement.pid), timeout=10)
 
     def _ask(self, name: str) -> Any:  # noqa: ANN401 - as above
@@ -131,13 +130,13 @@ class RayCarrier:
     def _answer(self, name: str, ref: Any) -> Answer:  # noqa: ANN401 - as above
         try:
             return cast("GuestStatus", ray.get(ref, timeout=0))
-        except ray.exceptions.RayActorError as error:
-            if isinstance(error, ray.exceptions.ActorUnavailableError):
+        except RayActorError as error:
+            if isinstance(error, ActorUnavailableError):
                 return Silent()
             with self._lock:
                 self._vms.pop(name, None)
             return Gone(_carrier_reason(str(error)))
-        except (ray.exceptions.RayError, TimeoutError):
+        except (RayError, TimeoutError):
             return Silent()
 
 
@@ -217,25 +216,6 @@ def host_actor(host_id: str) -> Any:  # noqa: ANN401 - Ray's handles have no sta
     )
 
 
-def host_stats(host_ids: Sequence[str]) -> list[HostStats | None]:
-    """What the hosts count, all asked at once; None for one that does not answer."""
-    asked = [host_actor(host_id).stats.remote() for host_id in host_ids]
-    if asked:
-        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-    found: list[HostStats | None] = []
-    for reference in asked:
-        try:
-            found.append(ray.get(reference, timeout=0))
-        except (ray.exceptions.RayError, TimeoutError):
-            found.append(None)
-    return found
-
-
-def service_addresses() -> dict[str, str]:
-    """Where the services of this Ray cluster are; see `services.addresses`."""
-    return services.addresses(RayStore())
-
-
 def start_hosts() -> None:
     """Begin to start the host actor of each node; does not wait for any."""
     for node in _ray_nodes():
@@ -271,7 +251,7 @@ def destroy() -> int:
     """
     names = [
         actor["name"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
+        for actor in cast("Any", ray.util.list_named_actors(all_namespaces=True))
         if actor["namespace"] == NAMESPACE and actor["name"].startswith("rayvisor-")
     ]
     # The cluster actor first: it would start hosts again.

@@ -10,6 +10,7 @@ import ray
 from ray import _raylet
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray.exceptions import RayError
 
 from rayvisor.actors.names import NAMESPACE
 from rayvisor.vmm.errors import ClusterError
@@ -43,7 +44,7 @@ def connect(address: str, *, loopback: bool, working_dir: str = "") -> None:
                 logging_level=logging.ERROR,
                 **options,
             )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise ClusterError(f"no Ray to connect to at {address}: {first}") from error
     # The raylet's remarks on each process that ends would go to standard output; what they say

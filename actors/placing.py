@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rayvisor.actors.records import HostStatus, VmRequest
 
-PROCESS_BYTES: Final = 96 << 20
+PROCESS_BYTES: Final = 128 << 20
 """Counted for a VM beside its guest RAM: interpreter, Ray, translated code. Measured as PSS."""
 
 _MIB: Final = 1 << 20

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayvisor.actors import stats
+from rayvisor.actors.calls import answer
 from rayvisor.actors.ledger import forget_end, write_end
 from rayvisor.actors.names import CONSOLE_GROUP, INPUT_GROUP, NAMESPACE, vm_actor_name
 from rayvisor.actors.store import RayStore
-from rayvisor.actors.unwrap import own_errors
 from rayvisor.vmm.errors import MachineStateError
 
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ class VmSpawner:
     """Makes VM actors on one Ray node."""
 
     def __init__(self, node_id: str, timeout_s: float = 60.0) -> None:
-        self._strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            node_id, soft=False
-        )
+        self._strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         self._timeout_s = timeout_s
 
     def spawn(self, placement: Placement, boot: Sequence[ray.ObjectRef[BootSource]]) -> GuestStatus:
@@ -157,8 +156,7 @@ class VmSpawner:
             scheduling_strategy=self._strategy,
         ).remote(placement)
         try:
-            with own_errors():
-                started = ray.get(actor.boot.remote(list(boot)), timeout=self._timeout_s)
+            started = answer(actor.boot.remote(list(boot)), self._timeout_s)
         except BaseException:
             ray.kill(actor)
             raise

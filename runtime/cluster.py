@@ -1,4 +1,4 @@
-"""The Python API of a cluster: `Cluster` and `VmHandle`. The only room beside actors/ with Ray."""
+"""The Python API of a cluster. The only file beside those of actors/ that imports Ray."""
 
 from __future__ import annotations
 
@@ -8,26 +8,17 @@ import time
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from rayvisor.runtime import boot, cluster_file, local_ray
-from rayvisor.runtime.console_link import ConsoleLink
-from rayvisor.runtime.expect import ExpectConsole
 from rayvisor.runtime.units import parse_bytes
-from rayvisor.vmm.errors import ClusterError, ConfigError, MachineStateError, UnknownVmError
+from rayvisor.runtime.vm_handle import VmHandle
+from rayvisor.vmm.errors import ClusterError, ConfigError, RayvisorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from rayvisor.actors.records import (
-        ConsoleChunk,
-        GuestStatus,
-        HostStatus,
-        Report,
-        VmStatus,
-    )
+    from rayvisor.actors.records import HostStatus, VmStatus
     from rayvisor.runtime.api import VmSpec
     from rayvisor.runtime.cluster_file import ClusterFile
-    from rayvisor.vmm.debug.disasm import Instruction
-    from rayvisor.vmm.exits import ExitCensus
 
 NO_CLUSTER = "no cluster: run `rayvisor up`"
 CALL_S = 30.0
@@ -211,8 +202,7 @@ class Cluster:
             PlacementError: no host has room; with the numbers.
             ClusterError: the name is taken, or the cluster cannot be reached.
         """
-        import ray
-
+        from rayvisor.actors.calls import answer, put
         from rayvisor.actors.records import VmRequest
 
         self._call("check_free", spec.name)
@@ -224,22 +214,22 @@ class Cluster:
             image="" if spec.kernel else spec.image,
             host=spec.host,
         )
-        reference = ray.put(source)
-        call = self._ensure_actor().create.remote(request, [reference])
+        call = self._ensure_actor().create.remote(request, [put(source)])
         try:
-            _own(call, CREATE_S)
+            answer(call, CREATE_S)
         except KeyboardInterrupt:
             self._abandon(call, spec.name)
             raise
         return VmHandle(self, spec.name)
 
     def _abandon(self, call: Any, name: str) -> None:  # noqa: ANN401 - a Ray reference
+        from rayvisor.actors.calls import answer
+
         try:
-            status = _own(call, CREATE_S)
-        except ClusterError:
+            answer(call, CREATE_S)
+        except RayvisorError:
             return
-        if status.name == name:
-            self.remove(name, force=True)
+        self.remove(name, force=True)
 
     def vm(self, name: str) -> VmHandle:
         """The VM called `name`.
@@ -292,172 +282,19 @@ class Cluster:
 
     def _call(self, method: str, *args: object, timeout_s: float = CALL_S, **kw: object) -> Any:  # noqa: ANN401
         """Call the cluster actor; again while a new one takes the place of one that died."""
-        import ray
+        from rayvisor.actors.calls import ActorAwayError, ActorGoneError, answer
 
         deadline_s = time.monotonic() + timeout_s
         while True:
             call = getattr(self._ensure_actor(), method).remote(*args, **kw)
             try:
-                return _own(call, timeout_s, gone=time.monotonic() < deadline_s)
-            except ray.exceptions.ActorUnavailableError:
+                return answer(call, timeout_s)
+            except (ActorAwayError, ActorGoneError) as error:
+                if time.monotonic() > deadline_s:
+                    raise
+                if isinstance(error, ActorGoneError):
+                    self._actor = None
                 time.sleep(RETRY_PAUSE_S)
-            except ray.exceptions.RayActorError:
-                self._actor = None
-
-
-class VmHandle:
-    """One VM of a cluster.
-
-    Example:
-        >>> vm = cluster.vm("web")                  # doctest: +SKIP
-        >>> vm.status().state                       # doctest: +SKIP
-        <VmState.RUNNING: 'running'>
-        >>> vm.stop()                               # doctest: +SKIP
-    """
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self._cluster = cluster
-        self.name = name
-        self._actor: Any = None
-        self._console: ExpectConsole | None = None
-
-    def __repr__(self) -> str:
-        """As Python would write it."""
-        return f"VmHandle({self.name!r})"
-
-    @property
-    def console(self) -> ExpectConsole:
-        """The console for programs, from the first byte that is kept."""
-        if self._console is None:
-            link = self.console_link()
-            first, _ = self.console_offsets()
-            self._console = ExpectConsole(link.read, self.send, link.alive, first)
-        return self._console
-
-    def status(self) -> VmStatus:
-        """How it is, also after its process has died."""
-        return self._cluster.status(self.name)
-
-    def stop(self) -> GuestStatus:
-        """Power off at once. Its record stays, so that `status` tells how it ended."""
-        return cast("GuestStatus", self._call("stop"))
-
-    def reset(self) -> GuestStatus:
-        """Reboot; also starts a VM again that has ended."""
-        return cast("GuestStatus", self._call("reset"))
-
-    def remove(self, *, force: bool = False) -> VmStatus:
-        """See `Cluster.remove`."""
-        return self._cluster.remove(self.name, force=force)
-
-    def wait(self, timeout_s: float | None = None) -> VmStatus | None:
-        """How it is once the guest has ended, or None after `timeout_s` seconds."""
-        slice_s, waited_s = 5.0, 0.0
-        while timeout_s is None or waited_s < timeout_s:
-            step_s = slice_s if timeout_s is None else min(slice_s, timeout_s - waited_s)
-            try:
-                if self._call("wait", step_s) is not None:
-                    return self.status()
-            except MachineStateError:
-                return self.status()
-            waited_s += step_s
-        return None
-
-    def report(self) -> Report:
-        """Wall and CPU seconds, exits by kind, and the crash report of a guest that crashed."""
-        return cast("Report", self._call("report"))
-
-    def exits(self) -> ExitCensus:
-        """Which instructions left the translator, how often, from where."""
-        return cast("ExitCensus", self._call("exits"))
-
-    def exit_sites(self, limit: int = 20) -> Report:
-        """The exit census with the `limit` busiest instructions, in JSON's terms."""
-        return cast("Report", self._call("exit_sites", limit))
-
-    def disasm(self, address: int | None = None, count: int = 16) -> list[Instruction]:
-        """At most `count` instructions at a linear address, in the mode the guest is in.
-
-        Args:
-            address: where to begin; at the instruction pointer by default.
-            count: how many; fewer come where mapped memory ends.
-
-        Raises:
-            MachineStateError: there is no process of this VM.
-        """
-        return cast("list[Instruction]", self._call("disassemble", address, count))
-
-    def send(self, data: bytes) -> None:
-        """Type bytes on the console."""
-        self._call("send_console", data)
-
-    def console_offsets(self) -> tuple[int, int]:
-        """The console output that is kept, as (first, end) byte offsets since power-on."""
-        return cast("tuple[int, int]", self._call("console_offsets"))
-
-    def console_output(self) -> tuple[int, bytes]:
-        """All console output that is kept, as (offset of the first byte, bytes)."""
-        first, end = self.console_offsets()
-        offset, data = first, b""
-        while offset + len(data) < end:
-            chunk = self._call("read_console", offset + len(data), end - first, 0.0)
-            if not data:
-                offset = chunk.offset
-            data += chunk.data
-        return offset, data
-
-    def has_process(self) -> bool:
-        """Whether the VM's process is there, be its guest alive or not."""
-        try:
-            self.console_offsets()
-        except (MachineStateError, UnknownVmError):
-            return False
-        return True
-
-    def console_link(self) -> ConsoleLink[Any]:
-        """A reader of the console for one user, with a read always under way."""
-
-        def collect(reference: Any, timeout_s: float) -> ConsoleChunk | None:  # noqa: ANN401
-            import ray
-
-            ready, _ = ray.wait([reference], timeout=timeout_s)
-            return cast("ConsoleChunk", self._result(reference)) if ready else None
-
-        return ConsoleLink(
-            lambda offset, size, wait_s: self._submit("read_console", offset, size, wait_s), collect
-        )
-
-    def _submit(self, method: str, *args: object) -> Any:  # noqa: ANN401 - a Ray reference
-        if self._actor is None:
-            import ray
-
-            from rayvisor.actors.names import NAMESPACE, vm_actor_name
-
-            try:
-                self._actor = ray.get_actor(vm_actor_name(self.name), namespace=NAMESPACE)
-            except ValueError:
-                raise self._gone() from None
-        return getattr(self._actor, method).remote(*args)
-
-    def _call(self, method: str, *args: object) -> Any:  # noqa: ANN401
-        return self._result(self._submit(method, *args))
-
-    def _result(self, reference: Any) -> Any:  # noqa: ANN401
-        import ray
-
-        try:
-            return _own(reference, CALL_S, gone=True)
-        except ray.exceptions.RayActorError:
-            self._actor = None
-            raise self._gone() from None
-
-    def _gone(self) -> ClusterError | MachineStateError:
-        """Why there is no process of this VM, as an error to raise."""
-        try:
-            status = self.status()
-        except UnknownVmError as error:
-            return error
-        return MachineStateError(f"VM {self.name!r} is {status.state}: {status.reason}")
 
 
 def down(progress: Callable[[str], None] = _say_nothing) -> int | None:
@@ -487,23 +324,6 @@ def down(progress: Callable[[str], None] = _say_nothing) -> int | None:
         return ended
 
 
-def _own(reference: Any, timeout_s: float, *, gone: bool = False) -> Any:  # noqa: ANN401
-    """The answer; with `gone`, the death of the actor comes out as Ray's own error."""
-    import ray
-
-    from rayvisor.actors.unwrap import own_errors
-
-    died: ray.exceptions.RayActorError | None = None
-    with own_errors():
-        try:
-            return ray.get(reference, timeout=timeout_s)
-        except ray.exceptions.RayActorError as error:
-            if not gone:
-                raise
-            died = error
-    raise died
-
-
 def _is_connected() -> bool:
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
@@ -525,7 +345,7 @@ def _connect(file: ClusterFile) -> None:
 
     connect(
         file.address,
-        loopback=file.owned,
+        loopback=file.owned or file.address.startswith((local_ray.LOOPBACK, "localhost:")),
         working_dir=file.working_dir,
     )
 

@@ -100,16 +100,19 @@ def processes(cluster: ClusterFile) -> list[int]:
 
 
 def _members(cluster: ClusterFile, sessions: set[int]) -> list[int]:
-    """Processes that carry the cluster's mark, or are in a session with one that does.
+    """Processes that carry the cluster's mark, or are in a session that `start` opened.
 
     Some of Ray's agents overwrite their environment, and its workers are in process groups of
-    their own; but all of them stay in the session that `start` opened. The sessions found are
-    added to `sessions`, for the next call to know when the marked ones are gone.
+    their own; but all of them stay in that session. It is known by a marked process in it, and
+    by its leader, which carries the mark as well or is gone: a marked process in a session of
+    somebody else's is one of the cluster, its neighbours are not. The sessions found are added
+    to `sessions`, for the next call to know when the marked ones are gone.
     """
     if not cluster.cluster_id:
         return []
     mark = f"{MARK}={cluster.cluster_id}".encode()
-    alive: dict[int, int] = {}
+    session_of: dict[int, int] = {}
+    marked: set[int] = set()
     for entry in Path("/proc").iterdir():
         # What has gone meanwhile, and what is somebody else's, is none of it.
         with contextlib.suppress(OSError):
@@ -119,10 +122,12 @@ def _members(cluster: ClusterFile, sessions: set[int]) -> list[int]:
             state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
             if state in "ZX":
                 continue
-            alive[int(entry.name)] = int(session)
+            session_of[int(entry.name)] = int(session)
             if mark in (entry / "environ").read_bytes().split(b"\0"):
-                sessions.add(int(session))
-    return sorted(pid for pid, session in alive.items() if session in sessions)
+                marked.add(int(entry.name))
+    opened = {session_of[pid] for pid in marked} - {os.getsid(0)}
+    sessions |= {leader for leader in opened if leader in marked or leader not in session_of}
+    return sorted(pid for pid, s in session_of.items() if pid in marked or s in sessions)
 
 
 def answers(address: str) -> bool:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from rayvisor.actors.records import VmStatus
-    from rayvisor.runtime.cluster import Cluster, VmHandle
+    from rayvisor.runtime.cluster import Cluster
+    from rayvisor.runtime.vm_handle import VmHandle
 
 
 def register(app: typer.Typer) -> None:

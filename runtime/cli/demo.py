@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from rayvisor.runtime.cluster import Cluster, VmHandle
+    from rayvisor.runtime.cluster import Cluster
+    from rayvisor.runtime.vm_handle import VmHandle
 
 NAME = "demo"
 BOOT_S = 120.0

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayvisor.runtime.api import VmSpec
-    from rayvisor.runtime.cluster import VmHandle
+    from rayvisor.runtime.vm_handle import VmHandle
 
     MakeSpec = Callable[..., VmSpec]
 
@@ -203,7 +203,7 @@ def test_a_running_vm_is_removed_only_by_force(cluster: Cluster, make_spec: Make
 
 def kill_process_of(actor: Any) -> None:  # noqa: ANN401 - Ray's handles have no static type
     """End the process behind an actor, as a crash does."""
-    pid = ray.get(actor.__ray_call__.remote(lambda _self: os.getpid()))
+    pid: Any = ray.get(actor.__ray_call__.remote(lambda _self: os.getpid()))
     os.kill(pid, signal.SIGKILL)
 
 
@@ -279,10 +279,7 @@ def test_a_stranger_without_the_token_is_not_let_in(cluster: Cluster, tmp_path: 
     script = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False)"
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
-    quick = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_gcs_server_request_timeout_seconds": "2",
-    }
+    quick = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_NUM_REDIS_GET_RETRIES": "2"}
     env = {**os.environ, **quick, "RAY_AUTH_TOKEN_PATH": str(wrong)}
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -114,6 +115,21 @@ def test_all_processes_of_a_cluster_are_ended_and_no_others(
     assert local_ray.stop(owned) == 3
     assert local_ray.processes(owned) == []
     assert process.wait(20) != 0
+
+
+def test_neighbours_of_a_marked_process_are_left_alone(owned: ClusterFile) -> None:
+    # A session whose leader is not marked, with a marked process and another one in it.
+    script = f"env {local_ray.MARK}={owned.cluster_id} sleep 600 & sleep 600 & echo $! && wait"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as shell:
+        assert shell.stdout is not None
+        neighbour = int(shell.stdout.readline())
+        while not local_ray.processes(owned):
+            assert shell.poll() is None
+        assert local_ray.stop(owned) == 1
+        assert shell.poll() is None
+        os.kill(neighbour, signal.SIGTERM)
 
 
 def test_a_file_without_an_id_has_no_processes(owned: ClusterFile) -> None:

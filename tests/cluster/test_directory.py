@@ -44,6 +44,9 @@ class Carrier:
     def nodes(self) -> list[Node]:
         return self.listed
 
+    def is_alive(self, host_id: str) -> bool:
+        return any(n.host_id == host_id and n.alive for n in self.listed)
+
     def ask(self, names: Sequence[str]) -> list[Answer]:
         return [self.answers[name] for name in names]
 
@@ -133,10 +136,18 @@ def test_a_dead_process_nobody_saw_end_has_what_the_carrier_knows(
     directory: Directory[bytes], carrier: Carrier
 ) -> None:
     directory.create(REQUEST, b"")
-    carrier.answers["web"] = Gone("its host is gone")
-    assert directory.status("web").reason == "its host is gone"
+    carrier.answers["web"] = Gone("ended by Ray")
+    assert directory.status("web").reason == "ended by Ray"
     carrier.answers["web"] = Gone("")
-    assert directory.status("web").reason == "its host is gone"
+    assert directory.status("web").reason == "ended by Ray"
+
+
+def test_a_vm_goes_with_its_host(directory: Directory[bytes], carrier: Carrier) -> None:
+    directory.create(REQUEST, b"")
+    carrier.answers["web"] = Gone("")
+    carrier.listed = [Node("aa", "alpha", "10.0.0.1", alive=False)]
+    status = directory.status("web")
+    assert (status.state, status.reason) == ("failed", "its host alpha is gone")
 
 
 def test_the_end_of_a_guest_outlives_its_process(
