@@ -30,7 +30,7 @@ class Agent(BaseHTTPRequestHandler):
         self.send_response(self.status if self.path == probe.HEALTH_PATH else 404)
         self.end_headers()
 
-    def log_message(self, *_arguments: object) -> None:  # type: ignore[override]
+    def log_message(self, *_arguments: object) -> None:
         """Keep standard error quiet."""
 
 
