@@ -11,6 +11,7 @@
 
 #include "codepages.h"
 #include "dirtylog.h"
+#include "portio.h"
 #include "proof.h"
 #include "vcpu.h"
 

@@ -153,6 +153,8 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
     RV_PRIVATE(do_hardirq, "do_interrupt_x86_hardirq_x86_64", void, (void *env, int vector, int hw)) \
     RV_PRIVATE(raise_exception, "raise_exception_err_x86_64", void,                                \
                (void *env, int vector, int error))                                                 \
+    RV_PRIVATE(restore_state, "cpu_restore_state_x86_64", bool,                                    \
+               (void *cpu, uintptr_t retaddr, bool will_exit))                                     \
     RV_PRIVATE(leave_loop, "cpu_loop_exit_x86_64", void, (void *cpu))                              \
     RV_PRIVATE(condition_codes, "cpu_cc_compute_all_x86_64", uint32_t, (void *env, int op))        \
     RV_PRIVATE(fetch_byte, "cpu_ldub_code_x86_64", uint32_t, (void *env, uint64_t address))        \
@@ -187,6 +189,16 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
                   (void *uc, void *pages, uint64_t ram_addr, int bytes, uintptr_t retaddr))        \
     RV_INTERPOSED(store_entry, "x86_stl_phys_notdirty_x86_64", void,                               \
                   (void *cpu, uint64_t gpa, uint32_t value))                                       \
+    RV_INTERPOSED(flush_code, "tb_flush_x86_64", void, (void *cpu))                                \
+    RV_INTERPOSED(in_8, "cpu_inb_x86_64", uint8_t, (void *uc, uint32_t port, uintptr_t retaddr))   \
+    RV_INTERPOSED(in_16, "cpu_inw_x86_64", uint16_t, (void *uc, uint32_t port, uintptr_t retaddr)) \
+    RV_INTERPOSED(in_32, "cpu_inl_x86_64", uint32_t, (void *uc, uint32_t port, uintptr_t retaddr)) \
+    RV_INTERPOSED(out_8, "cpu_outb_x86_64", void,                                                  \
+                  (void *uc, uint32_t port, uint8_t value, uintptr_t retaddr))                     \
+    RV_INTERPOSED(out_16, "cpu_outw_x86_64", void,                                                 \
+                  (void *uc, uint32_t port, uint16_t value, uintptr_t retaddr))                    \
+    RV_INTERPOSED(out_32, "cpu_outl_x86_64", void,                                                 \
+                  (void *uc, uint32_t port, uint32_t value, uintptr_t retaddr))                    \
     RV_INTERPOSED(cpu_abort, "cpu_abort_x86_64", void, (void *cpu, const char *format, ...))       \
     RV_INTERPOSED(process_abort, "abort", void, (void))                                            \
     RV_INTERPOSED(process_exit, "exit", void, (int status))                                        \

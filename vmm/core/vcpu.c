@@ -90,7 +90,7 @@ static uc_err open_engine(struct rv_vcpu *v)
     if (rv_codepages_attach(v))
         return UC_ERR_NOMEM;
     err = (uc_err)rv_exceptions_attach(v);
-    return err ? err : (uc_err)rv_instructions_attach(v);
+    return err ? err : (uc_err)rv_cpuid_attach(v);
 }
 
 struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_region *regions,
@@ -142,13 +142,19 @@ void rv_vcpu_free(struct rv_vcpu *v)
     free(v);
 }
 
+static void flush_code(struct rv_vcpu *v)
+{
+    memset(v->io_sites, 0, sizeof(v->io_sites));
+    rv_engine.tb_flush(v->cpu);
+}
+
 void rv_vcpu_reset(struct rv_vcpu *v)
 {
     rv_engine.cpu_reset(v->cpu);
     /* The engine starts user-mode programs too, with these on; a processor does not. */
     rv_engine.update_cr4(v->env, 0);
     rv_engine.set_a20(v->cpu, 1);
-    rv_engine.tb_flush(v->cpu);
+    flush_code(v);
     rv_engine.tlb_flush(v->cpu);
     /* What follows a reset is a boot source written into RAM by the host. */
     rv_dirtylog_mark(v, 0, v->ram_bytes);
@@ -167,7 +173,7 @@ size_t rv_vcpu_code_bytes(const struct rv_vcpu *v)
 void rv_vcpu_trim(struct rv_vcpu *v)
 {
     void *tcg = RV_AT(v->uc, UC_TCG, void *);
-    rv_engine.tb_flush(v->cpu);
+    flush_code(v);
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t next = RV_AT(tcg, TCG_CODE_NEXT, uintptr_t);
     uintptr_t end = RV_AT(tcg, TCG_CODE_BUFFER, uintptr_t) + RV_AT(tcg, TCG_CODE_BUFFER_BYTES, size_t);

@@ -24,6 +24,13 @@ struct rv_cpuid_entry {
     uint32_t eax, ebx, ecx, edx;
 };
 
+/* An IN or OUT in translated code: the address its call returns to, and the guest's RIP. */
+#define RV_IO_SITES 256
+struct rv_io_site {
+    uintptr_t retaddr;
+    uint64_t rip;
+};
+
 /* Why rv_vcpu_run returned. */
 enum rv_exit {
     RV_EXIT_DEADLINE = 1, /* the machine's next alarm is due */
@@ -55,6 +62,7 @@ struct rv_vcpu {
     struct rv_cpuid_entry *cpuid;
     int cpuid_count;
     struct rv_census census;
+    struct rv_io_site io_sites[RV_IO_SITES];
 
     /* Shared with other threads: atomic access only. */
     uint32_t stop;      /* RV_STOP_* */
@@ -133,8 +141,8 @@ void rv_vcpu_set_tsc(struct rv_vcpu *v, uint64_t tsc);
 
 /* exceptions.c: install what delivers exceptions, system calls and interrupts. 0 or a uc_err. */
 int rv_exceptions_attach(struct rv_vcpu *v);
-/* instructions.c: IN, OUT and CPUID. 0 or a uc_err. */
-int rv_instructions_attach(struct rv_vcpu *v);
+/* cpuid.c. 0 or a uc_err. */
+int rv_cpuid_attach(struct rv_vcpu *v);
 /* Interposed (see engine.h): the engine's word for a triple fault. */
 void rv_reset_request(void *uc);
 /* surrender.c, interposed: where the engine would end the process, it ends the guest. */
