@@ -138,7 +138,10 @@ def test_it_runs_what_kuberay_says_and_ends_as_that_does(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     environment["SPACED"] = "s p"
-    environment["KUBERAY_GEN_RAY_START_CMD"] = "printf '%s|' --password=\"$SPACED\" end  "
+    environment["KUBERAY_GEN_RAY_START_CMD"] = (
+        f'sh -c \'until [ -s {tmp_path}/asked ]; do sleep 0.05; done; printf "%s|" "$@"\''
+        ' ray --password="$SPACED" end  '
+    )
     process = first_process(environment, "false")
     assert process.communicate(timeout=30)[0] == "--password=s p|end|"
     assert process.returncode == 0

@@ -1,0 +1,108 @@
+"""The example through a real job server: `ray job submit -- python job.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rayvisor.runtime import cluster_file
+from rayvisor.runtime.cluster import Cluster
+from rayvisor.runtime.images import ImageStore
+from rayvisor.vmm.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.guest,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("default::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with a job server, and an environment that talks to it."""
+    try:
+        ImageStore().get("debian")
+    except ImageError as error:
+        pytest.skip(f"{error}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        # How long a job that is stopped has to end by itself: as long as a busy machine needs.
+        patch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+            patch.delenv(name, raising=False)
+        with Cluster.up(object_store="100M", dashboard=True) as made:
+            patch.setenv("RAY_AUTH_MODE", "token")
+            patch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster_file.folder() / "token"))
+            patch.setenv("RAY_API_SERVER_ADDRESS", made.dashboard_url)
+            yield made
+
+
+def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`ray job ARGUMENT...` as a person types it."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "script"),
+    [
+        pytest.param("examples", "job.py", id="rayvisor-installed"),
+        pytest.param(".", "examples/job.py", id="rayvisor-in-the-folder"),
+    ],
+)
+def test_job_prints_what_its_guest_said(cluster: Cluster, folder: str, script: str) -> None:
+    done = ray_job(
+        *("submit", "--working-dir", folder, "--", "python", script, "uname -s; expr 6 '*' 7")
+    )
+    assert done.returncode == 0, done.stdout
+    assert "\nLinux\n42\n" in done.stdout
+    assert cluster.vms() == []
+
+
+def test_job_ends_as_the_command_does(cluster: Cluster) -> None:
+    done = ray_job("submit", "--working-dir", "examples", "--", "python", "job.py", "(exit 3)")
+    assert done.returncode == 1, done.stdout
+    assert "exit code 3" in done.stdout
+    assert cluster.vms() == []
+
+
+def test_job_that_is_stopped_takes_its_vm_along(cluster: Cluster) -> None:
+    name = "stopped"
+    begun = ray_job(
+        *("submit", "--no-wait", "--submission-id", name, "--working-dir", "examples"),
+        *("--", "python", "job.py", "sleep 1000"),
+    )
+    assert begun.returncode == 0, begun.stdout
+    wait_for(cluster, vms=1)
+    assert ray_job("stop", name).returncode == 0
+    wait_for(cluster, vms=0)
+    assert "STOPPED" in ray_job("status", name).stdout.upper()
+
+
+def wait_for(cluster: Cluster, *, vms: int) -> None:
+    deadline_s = time.monotonic() + 200
+    while len(cluster.vms()) != vms:
+        assert time.monotonic() < deadline_s, cluster.vms()
+        time.sleep(0.2)
