@@ -71,7 +71,6 @@ class Arrival:
         self._hello: frames.Hello | None = None
         self._state: frames.MachineState | None = None
         self._state_came_ns = 0
-        self._view = pages.RamView(destination.ram)
         self._unpacker = Unpacker()
 
     @property
@@ -163,23 +162,17 @@ class Arrival:
         return frames.Welcome(frames.PROTOCOL_VERSION, tuple(sorted(shared)), boot_id())
 
     def _put_pages(self, frame: frames.Pages) -> None:
-        view = self._view
-        runs = pages.read_runs(frame.runs, view.pages)
-        zeros = pages.read_runs(frame.zeros, view.pages)
-        count = int(runs[:, 1].sum())
-        if count * PAGE_BYTES != frame.raw_bytes:
-            raise StreamError(f"pages: {frame.raw_bytes} bytes for {count} pages")
-        if count:
+        ram = self._destination.ram
+        zeros = pages.read_runs(frame.zeros, len(ram) // PAGE_BYTES)
+        if frame.raw_bytes:
             raw = self._unpacker.unpack(Codec(frame.codec), frame.data, frame.raw_bytes)
-            put = view.xor_in if frame.delta else view.copy_in
-            put(pages.expand_runs(runs), raw)
-        elif frame.data:
-            raise StreamError("pages: data without pages")
-        for first, length in zeros.tolist():
+            pages.put(ram, frame.runs, raw, change=frame.delta)
+        elif frame.data or frame.runs:
+            raise StreamError("pages: runs or data without pages")
+        for first, length in zeros:
             self._destination.zero(first, length)
 
     def _restore(self, frame: frames.MachineState, came_ns: int) -> None:
-        self._view.close()
         self._destination.restore(frame.state)
         self._state, self._state_came_ns = frame, came_ns
         self._phases.enter(_P.READY)
@@ -233,5 +226,4 @@ class Arrival:
     def _discard(self) -> None:
         if self._phases.now is not _P.DISCARDED:
             self._phases.enter(_P.DISCARDED)
-            self._view.close()
             self._destination.discard()

@@ -4,7 +4,8 @@ The guest is stopped as soon as what is left can be sent within the downtime tar
 get smaller by themselves, nothing else is done. When two in a row did not get much smaller than
 what had just been sent, the guest writes faster than pages can be sent, and its vCPU is slowed
 down: its share of time is cut in proportion to what is missing, at most to a fifth and at least by
-a fifth in one step, and never below one percent.
+a fifth in one step, and never below one percent. If even that does not help for long, it is given
+up: a guest must not crawl for the sake of a move that does not come about.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 STUCK_RATIO: Final = 0.7
 """A round that leaves more than this share of what it sent has not helped."""
 STUCK_ROUNDS: Final = 2
+VAIN_ROUNDS: Final = 50
+"""Given up after so many rounds that did not help with the vCPU as slow as it gets."""
 SMALLEST_SHARE: Final = 0.01
 MEASURABLE_PAGES: Final = 256
 """Rounds of fewer pages say more about fixed costs than about throughput."""
@@ -56,6 +59,7 @@ class Convergence:
         self._share = 1.0
         self._stuck = 0
         self._rounds = 0
+        self._in_vain = 0
 
     @property
     def throttle(self) -> float:
@@ -81,6 +85,10 @@ class Convergence:
                 self._slow_down(dirty_pages)
             elif self._config.post_copy:
                 return Decision(Step.POST_COPY, self.throttle)
+            elif self._config.auto_converge:
+                self._in_vain += 1
+                if self._in_vain >= VAIN_ROUNDS:
+                    return Decision(Step.GIVE_UP, self.throttle)
         return Decision(Step.ROUND, self.throttle)
 
     def small_enough(self, pages: int) -> bool:

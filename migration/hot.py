@@ -10,14 +10,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from rayvisor.migration import pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rayvisor.migration.pages import Bitmap
     from rayvisor.migration.roles import Source
 
 FIRST_LOOK_S: Final = 0.02
@@ -33,23 +30,21 @@ class HotPages:
     ) -> None:
         self._source = source
         self._now_s = now_s
-        self._dirty = np.zeros(page_count, dtype=np.bool_)
+        self._none = bytes(pages.bitmap_bytes(page_count))
+        self._dirty = self._none
         self._wait_s = FIRST_LOOK_S
         self._next_s = now_s() + FIRST_LOOK_S
 
-    def hot(self) -> Bitmap:
-        """Pages written since the last `take`, as far as has been looked."""
-        if self._now_s() >= self._next_s:
-            self._look()
-            self._wait_s *= GROWTH
-            self._next_s = self._now_s() + self._wait_s
+    def look(self) -> bytes | None:
+        """Pages written since the last `take`, if it is time to look again."""
+        if self._now_s() < self._next_s:
+            return None
+        self._dirty = pages.union(self._dirty, self._source.harvest())
+        self._wait_s *= GROWTH
+        self._next_s = self._now_s() + self._wait_s
         return self._dirty
 
-    def take(self) -> Bitmap:
+    def take(self) -> bytes:
         """Pages written since the last `take`, all of them; what is collected begins afresh."""
-        self._look()
-        taken, self._dirty = self._dirty, np.zeros_like(self._dirty)
+        taken, self._dirty = pages.union(self._dirty, self._source.harvest()), self._none
         return taken
-
-    def _look(self) -> None:
-        self._dirty |= pages.bitmap_of(self._source.harvest(), len(self._dirty))

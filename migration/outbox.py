@@ -29,10 +29,12 @@ class Outbox:
 
     Attributes:
         bytes_sent: Bytes that the transport has taken.
+        capped_s: Seconds that it has waited for the sake of the bandwidth cap.
     """
 
     def __init__(self, transport: Transport, room: int, bytes_per_s: float | None) -> None:
         self.bytes_sent = 0
+        self.capped_s = 0.0
         self._transport = transport
         self._room = room
         self._bytes_per_s = bytes_per_s
@@ -133,6 +135,7 @@ class Outbox:
         self._seq += 1
         started_s = time.monotonic()
         self._transport.send(data)
+        sent_s = time.monotonic()
         with self._changed:
             self.bytes_sent += len(data)
             # The cap is on the average: after each frame comes the pause that it has earned.
@@ -141,3 +144,5 @@ class Outbox:
                 if pause_s <= 0:
                     break
                 self._changed.wait(pause_s)
+            if self._bytes_per_s is not None:
+                self.capped_s += time.monotonic() - sent_s

@@ -1,82 +1,96 @@
-"""Pages as arrays: dirty bitmaps, runs, and copying many of them in and out of RAM.
+"""Which pages, and in which form they travel: bitmaps and runs.
 
-The one place that uses numpy. It is imported where a migration begins, so that a VM's process that
-never migrates does not carry it.
+A page's number is its offset in the RAM file divided by 4096. A bitmap has a bit a page, low bit
+first, as the dirty log gives it; runs are pairs of little-endian 32-bit numbers (first, count), in
+order. The pages themselves are copied by the native core.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
+import struct
+from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration.config import PAGE_BYTES
 from rayvisor.migration.errors import StreamError
+from rayvisor.vmm.core import _native
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-    Indexes = NDArray[np.int64]
-    Bitmap = NDArray[np.bool_]
-
-_WORDS: Final = PAGE_BYTES // 8
+_RUN: Final = struct.Struct("<II")
+RUN_BYTES: Final = _RUN.size
 
 
-def bitmap_of(bits: bytes, pages: int) -> Bitmap:
-    """A flag a page from the dirty log's bits (low bit first)."""
-    packed = np.frombuffer(bits, dtype=np.uint8)
-    return np.unpackbits(packed, count=pages, bitorder="little").view(np.bool_)
+def bitmap_bytes(pages: int) -> int:
+    """Length of a bitmap of so many pages."""
+    return -(-pages // 8)
 
 
-def indexes_of(bitmap: Bitmap) -> Indexes:
-    """The numbers of the pages that are flagged, in order."""
-    return np.flatnonzero(bitmap)
+def union(one: bytes, other: bytes) -> bytes:
+    """Pages that are in either bitmap."""
+    both = int.from_bytes(one, "little") | int.from_bytes(other, "little")
+    return both.to_bytes(len(one), "little")
 
 
-def pack_runs(indexes: Indexes) -> bytes:
-    """Ascending page numbers as runs, in the form of rayvisor.migration.frames."""
-    if not len(indexes):
-        return b""
-    breaks = np.flatnonzero(np.diff(indexes) != 1) + 1
-    firsts = indexes[np.concatenate(([0], breaks))]
-    ends = indexes[np.concatenate((breaks - 1, [len(indexes) - 1]))]
-    return np.column_stack((firsts, ends - firsts + 1)).astype("<u4").tobytes()
+def without(one: bytes, other: bytes) -> bytes:
+    """Pages of `one` that are not in `other`."""
+    left = int.from_bytes(one, "little") & ~int.from_bytes(other, "little")
+    return left.to_bytes(len(one), "little")
 
 
-def read_runs(packed: bytes, pages: int) -> NDArray[np.int64]:
-    """The (first, count) rows of packed runs, all inside a RAM of `pages`.
+def count(bitmap: bytes) -> int:
+    """How many pages are in it."""
+    return int.from_bytes(bitmap, "little").bit_count()
+
+
+def bitmap_of(runs: Iterator[tuple[int, int]], pages: int) -> bytes:
+    """The pages of some (first, count), all below `pages`."""
+    flags = bytearray(bitmap_bytes(pages))
+    for first, length in runs:
+        end = first + length
+        # Whole bytes at once, and the pages before and behind them.
+        inner, outer = -(-first // 8), end // 8
+        if inner < outer:
+            flags[inner:outer] = b"\xff" * (outer - inner)
+        for page in (*range(first, min(end, 8 * inner)), *range(8 * max(inner, outer), end)):
+            flags[page >> 3] |= 1 << (page & 7)
+    return bytes(flags)
+
+
+def pack_runs(runs: Iterator[tuple[int, int]]) -> bytes:
+    """Runs as they travel."""
+    return b"".join(_RUN.pack(first, length) for first, length in runs)
+
+
+def read_runs(packed: bytes, pages: int) -> list[tuple[int, int]]:
+    """The (first, count) of packed runs, all inside a RAM of `pages`.
 
     Raises:
         StreamError: a run is empty, leaves RAM, or is out of order.
     """
-    if len(packed) % 8:
+    if len(packed) % RUN_BYTES:
         raise StreamError(f"runs: {len(packed)} bytes are not whole runs")
-    runs = np.frombuffer(packed, dtype="<u4").astype(np.int64).reshape(-1, 2)
-    firsts, ends = runs[:, 0], runs[:, 0] + runs[:, 1]
-    if len(runs) and (
-        (runs[:, 1] == 0).any() or int(ends.max()) > pages or (firsts[1:] < ends[:-1]).any()
-    ):
-        raise StreamError(f"runs: empty, out of order, or beyond the {pages} pages of RAM")
-    return runs
+    found, end = list(_RUN.iter_unpack(packed)), 0
+    for first, length in found:
+        if not length or first < end or first + length > pages:
+            raise StreamError(f"runs: empty, out of order, or beyond the {pages} pages of RAM")
+        end = first + length
+    return found
 
 
-def expand_runs(runs: NDArray[np.int64]) -> Indexes:
-    """Every page of the runs. As many as their counts say: check that first."""
-    counts = runs[:, 1]
-    total = int(counts.sum())
-    starts = np.repeat(runs[:, 0] - (np.cumsum(counts) - counts), counts)
-    return np.asarray(starts + np.arange(total), dtype=np.int64)
+def pages_in(packed: bytes) -> int:
+    """How many pages packed runs have."""
+    return sum(length for _, length in _RUN.iter_unpack(packed))
 
 
-def data_bitmap(fd: int, size_bytes: int) -> Bitmap:
+def data_runs(fd: int, size_bytes: int) -> list[tuple[int, int]]:
     """Pages of a memory file that were ever written; the others are holes and read as zero.
 
     Asking the file costs nothing, while reading a hole through a mapping would fill it.
     """
-    bitmap = np.zeros(size_bytes // PAGE_BYTES, dtype=np.bool_)
+    found: list[tuple[int, int]] = []
     offset = 0
     while offset < size_bytes:
         try:
@@ -84,106 +98,110 @@ def data_bitmap(fd: int, size_bytes: int) -> Bitmap:
         except OSError:  # ENXIO: only a hole from here on
             break
         offset = os.lseek(fd, start, os.SEEK_HOLE)
-        bitmap[start // PAGE_BYTES : -(-offset // PAGE_BYTES)] = True
-    return bitmap
+        first = start // PAGE_BYTES
+        found.append((first, -(-offset // PAGE_BYTES) - first))
+    return found
 
 
-class RamView:
-    """RAM as rows of pages. `close` it before the RAM: it holds on to the memory."""
-
-    def __init__(self, ram: memoryview) -> None:
-        self._rows: NDArray[np.uint8] = np.frombuffer(ram, dtype=np.uint8).reshape(-1, PAGE_BYTES)
-        self.pages = len(self._rows)
-
-    def close(self) -> None:
-        """Let go of the memory. Harmless twice."""
-        self._rows = np.zeros((0, PAGE_BYTES), dtype=np.uint8)
-
-    def copy_out(self, indexes: Indexes, into: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Copies of pages, in the first rows of `into`. Each is torn if the guest writes it."""
-        out = into[: len(indexes)]
-        np.take(self._rows, indexes, axis=0, out=out, mode="clip")
-        return out
-
-    def copy_in(self, indexes: Indexes, raw: bytes) -> None:
-        """Fill pages with `raw`, as many bytes as they have."""
-        self._rows[indexes] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
-
-    def xor_in(self, indexes: Indexes, raw: bytes) -> None:
-        """Change pages by `raw`, the differences."""
-        self._rows[indexes] ^= np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
+def gaps(runs: list[tuple[int, int]], pages: int) -> list[tuple[int, int]]:
+    """The runs of all other pages."""
+    found, end = [], 0
+    for first, length in (*runs, (pages, 0)):
+        if first > end:
+            found.append((end, first - end))
+        end = first + length
+    return found
 
 
-def nonzero_rows(rows: NDArray[np.uint8]) -> Bitmap:
-    """Which pages hold anything but zeros."""
-    return np.asarray(np.bitwise_or.reduce(rows.view(np.uint64), axis=1) != 0)
+class Picked:
+    """Pages that have been copied out of RAM: whole ones, differences, and zeros.
 
-
-def chunks(indexes: Indexes, pages: int) -> Iterator[Indexes]:
-    """`indexes` in pieces of at most `pages`."""
-    for start in range(0, len(indexes), pages):
-        yield indexes[start : start + pages]
-
-
-def buffer_of(pages: int) -> NDArray[np.uint8]:
-    """Room for copies of pages."""
-    return np.empty((pages, PAGE_BYTES), dtype=np.uint8)
-
-
-class SentPages:
-    """Copies of pages as they were sent last, for as many as there is room for.
-
-    The newest are kept: a page that is sent again and again has its copy from the second time on.
+    Attributes:
+        next_page: Where to go on.
+        runs, whole: Pages, and their content.
+        change_runs, changes: Pages whose difference to what was sent last is there instead.
+        zeros: Runs of pages that read as zero.
     """
 
-    def __init__(self, pages: int, room_bytes: int) -> None:
-        self._slots = min(pages, room_bytes // PAGE_BYTES)
-        self._rows = np.zeros((0, PAGE_BYTES), dtype=np.uint8)
-        self._slot_of = np.full(pages, -1, dtype=np.int32)
-        self._page_of = np.full(self._slots, -1, dtype=np.int64)
-        self._next = 0
+    __slots__ = ("change_runs", "changes", "next_page", "runs", "whole", "zeros")
 
-    def known(self, indexes: Indexes) -> Bitmap:
-        """For each page, whether its last copy is here."""
-        return np.asarray(self._slot_of[indexes] >= 0)
+    def __init__(
+        self,
+        next_page: int,
+        runs: bytes,
+        whole: memoryview,
+        change_runs: bytes,
+        changes: memoryview,
+        zeros: bytes,
+    ) -> None:
+        self.next_page = next_page
+        self.runs = runs
+        self.whole = whole[: pages_in(runs) * PAGE_BYTES]
+        self.change_runs = change_runs
+        self.changes = changes[: pages_in(change_runs) * PAGE_BYTES]
+        self.zeros = zeros
 
-    def differences(
-        self, indexes: Indexes, rows: NDArray[np.uint8], into: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
-        """`rows` changed by the copies of these pages, all known, in the first rows of `into`."""
-        out = into[: len(indexes)]
-        np.take(self._rows, self._slot_of[indexes], axis=0, out=out, mode="clip")
-        np.bitwise_xor(out, rows, out=out)
-        return out
 
-    def keep(self, indexes: Indexes, rows: NDArray[np.uint8]) -> None:
-        """Remember that these pages are being sent as `rows`."""
-        if not self._slots:
-            return
-        if not len(self._rows):
-            self._rows = buffer_of(self._slots)
-        slots = self._slot_of[indexes]
-        new = np.flatnonzero(slots < 0)[: self._slots]
-        if len(new):
-            taken = (self._next + np.arange(len(new))) % self._slots
-            self._next = int(taken[-1] + 1) % self._slots
-            self._forget_slots(taken)
-            self._slot_of[indexes[new]] = taken
-            self._page_of[taken] = indexes[new]
-            slots = self._slot_of[indexes]
-        here = slots >= 0
-        if here.all():
-            self._rows[slots] = rows
-        else:
-            self._rows[slots[here]] = rows[here]
+class Picker:
+    """Copies pages out of RAM, and remembers what it copied, as far as there is room.
 
-    def forget(self, indexes: Indexes) -> None:
-        """These pages have been sent in another way: their copies are of no use."""
-        slots = self._slot_of[indexes]
-        slots = slots[slots >= 0]
-        self._page_of[slots] = -1
-        self._slot_of[indexes] = -1
+    What it remembers lies at the page's own place in a shadow as long as RAM, which costs memory
+    only where something is remembered.
+    """
 
-    def _forget_slots(self, slots: Any) -> None:  # noqa: ANN401 - an array of indexes
-        pages = self._page_of[slots]
-        self._slot_of[pages[pages >= 0]] = -1
+    def __init__(self, ram: memoryview, chunk_bytes: int, remember_bytes: int) -> None:
+        self._ram = ram
+        self.pages: Final = len(ram) // PAGE_BYTES
+        self._whole = memoryview(bytearray(chunk_bytes))
+        self._keep = remember_bytes // PAGE_BYTES
+        deltas = self._keep > 0
+        self._changes = memoryview(bytearray(chunk_bytes if deltas else 0))
+        self._known = bytearray(bitmap_bytes(self.pages) if deltas else 0)
+        self._shadow = memoryview(mmap.mmap(-1, len(ram)) if deltas else bytearray())
+
+    def pick(self, pending: bytes, first: int, chunk_bytes: int, *, keep: bool) -> Picked:
+        """Copies of pages that are `pending`, from page `first` on, up to `chunk_bytes`.
+
+        With `keep`, they are remembered: `whole` pages for as long as there is room, others in
+        any case. What is returned is valid until the next call.
+        """
+        deltas = bool(self._known)
+        whole = self._whole[:chunk_bytes]
+        changes = self._changes[: chunk_bytes if deltas else 0]
+        next_page, runs, change_runs, zeros, left = _native.pick_pages(
+            self._ram,
+            pending,
+            first,
+            whole,
+            changes,
+            self._shadow,
+            self._known,
+            self._keep if keep else -1,
+        )
+        if keep:
+            self._keep = left
+        return Picked(next_page, runs, whole, change_runs, changes, zeros)
+
+    def forget(self) -> None:
+        """Remember nothing any more, for good, and give the memory back."""
+        self._known = bytearray()
+        self._changes = memoryview(bytearray())
+        self._shadow = memoryview(bytearray())
+        self._keep = 0
+
+    def close(self) -> None:
+        """Let go of RAM."""
+        self.forget()
+        self._ram = memoryview(bytearray())
+
+
+def put(ram: memoryview, runs: bytes, raw: bytes, *, change: bool) -> None:
+    """Fill the pages of `runs` with `raw`, or change them by it.
+
+    Raises:
+        StreamError: the runs cannot be, or are not of so many bytes.
+    """
+    try:
+        _native.put_pages(ram, runs, raw, change)
+    except ValueError as error:
+        raise StreamError(f"pages: {error}") from error

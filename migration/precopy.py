@@ -40,7 +40,6 @@ from rayvisor.vmm.errors import MigrationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rayvisor.migration.pages import Bitmap
     from rayvisor.migration.roles import Ownership, Source, Transport
 
 _log = logging.getLogger(__name__)
@@ -180,21 +179,25 @@ class Migration:
         )
         return self._sender
 
-    def _precopy(self, sender: PageSender) -> Bitmap:
+    def _precopy(self, sender: PageSender) -> bytes:
         """Rounds until the guest should be stopped; the pages that are left to send."""
         self._enter(_P.PRECOPY)
-        source, book = self._source, self._book
+        source, book, talk = self._source, self._book, self._talk
         source.start_log()
-        pending = pages.bitmap_of(source.written_pages(), sender.pages)
-        sender.send_holes(~pending)
+        written = source.written_pages()
+        sender.send_holes(pages.gaps(written, sender.pages))
+        pending = pages.bitmap_of(iter(written), sender.pages)
         watch = HotPages(source, sender.pages)
         while True:
+            capped_s = talk.outbox.capped_s
             count = self._send_round(sender, pending, watch)
             pending = watch.take()
-            left = int(pending.sum())
+            left = pages.count(pending)
             done = book.end_round(left)
             self._check()
-            decision = book.convergence.after(count, done.seconds, left)
+            # The last round will not be held back by the cap.
+            free_s = max(0.0, done.seconds - (talk.outbox.capped_s - capped_s))
+            decision = book.convergence.after(count, free_s, left)
             _log.debug("round %d: %d pages, %d left, %s", done.number, count, left, decision)
             source.throttle(decision.throttle)
             if decision.step is Step.STOP:
@@ -202,36 +205,35 @@ class Migration:
             if decision.step is Step.GIVE_UP:
                 raise MigrationTimeoutError(
                     f"after {done.number + 1} rounds the guest still writes "
-                    f"{book.dirty_pages_per_s:,.0f} pages a second: allow a longer downtime, "
-                    f"or slowing it down"
+                    f"{book.dirty_pages_per_s:,.0f} pages a second with its vCPU slowed down by "
+                    f"{decision.throttle:.0%}: allow a longer downtime"
                 )
 
-    def _send_round(self, sender: PageSender, pending: Bitmap, watch: HotPages) -> int:
-        indexes = pages.indexes_of(pending)
-        self._book.begin_round(len(indexes))
+    def _send_round(self, sender: PageSender, pending: bytes, watch: HotPages) -> int:
+        self._book.begin_round(pages.count(pending))
         number = len(self._book.report.rounds)
         sender.send(
-            indexes,
+            pending,
             self._config.round_codec,
             self._config.chunk_bytes,
             turn=Turn.LATER if number else Turn.FIRST,
             check=self._check,
-            skip=lambda: watch.hot() if number == 0 else None,
+            skip=watch.look if number == 0 else lambda: None,
         )
         self._send_console()
         self._talk.put(frames.RoundEnd(number))
         self._talk.reply(frames.Ack, None, self._check_limits)
         return self._book.sent_in_round
 
-    def _stop_and_copy(self, sender: PageSender, pending: Bitmap) -> None:
+    def _stop_and_copy(self, sender: PageSender, pending: bytes) -> None:
         source, config, talk = self._source, self._config, self._talk
         self._enter(_P.STOPPED)
         self._stopped_ns = source.pause()
         talk.outbox.unlimited()
-        indexes = pages.indexes_of(pending | pages.bitmap_of(source.harvest(), sender.pages))
-        self._book.begin_round(len(indexes))
+        left = pages.union(pending, source.harvest())
+        self._book.begin_round(pages.count(left))
         sender.send(
-            indexes,
+            left,
             config.stop_codec,
             config.stop_chunk_bytes,
             turn=Turn.LAST,

@@ -24,8 +24,8 @@ class Source(Protocol):
     def machine_schema(self) -> str:
         """Name and version of the machine's state, as in "machine/1"."""
 
-    def written_pages(self) -> bytes:
-        """Pages that may not be zero: bits as in `harvest`."""
+    def written_pages(self) -> list[tuple[int, int]]:
+        """Runs (first, count) of pages that may not be zero, in order."""
 
     def start_log(self) -> None:
         """Log every page that is written from now on."""

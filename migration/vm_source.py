@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from rayvisor.migration.pages import data_bitmap
+from rayvisor.migration.pages import data_runs
 from rayvisor.migration.throttle import Throttle
 from rayvisor.vmm import snapshot
 from rayvisor.vmm.errors import MachineStateError
@@ -58,12 +58,10 @@ class VmSource:
         """Whether the guest ran when the migration began."""
         return self._runs
 
-    def written_pages(self) -> bytes:
-        """Pages that the memory file has; the others are holes."""
-        import numpy as np
-
+    def written_pages(self) -> list[tuple[int, int]]:
+        """Runs of pages that the memory file has; the others are holes."""
         ram = self._vm.machine.ram
-        return np.packbits(data_bitmap(ram.fd, ram.size_bytes), bitorder="little").tobytes()
+        return data_runs(ram.fd, ram.size_bytes)
 
     def start_log(self) -> None:
         """Log every page that is written from now on."""

@@ -6,8 +6,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rayvisor.migration.config import PAGE_BYTES
 from rayvisor.migration.errors import OwnershipLostError, StreamError, TransportError
 from rayvisor.migration.memory_transport import MemoryTransport
@@ -38,7 +36,7 @@ class FakeSource:
         self.late_input = b""
         self.state: dict[str, Any] = {"answer": 42}
         self.before_harvest: Callable[[], None] = lambda: None
-        self._dirty = np.zeros(pages, dtype=np.bool_)
+        self._dirty = 0
         self._lock = threading.Lock()
 
     name = "fake"
@@ -59,22 +57,22 @@ class FakeSource:
                 return
             start = page * PAGE_BYTES + offset
             self.memory[start : start + len(content)] = content
-            self._dirty[page] = True
+            self._dirty |= 1 << page
 
-    def written_pages(self) -> bytes:
-        rows = np.frombuffer(self.memory, dtype=np.uint8).reshape(-1, PAGE_BYTES)
-        return np.packbits(rows.any(axis=1), bitorder="little").tobytes()
+    def written_pages(self) -> list[tuple[int, int]]:
+        rows = (self.memory[i : i + PAGE_BYTES] for i in range(0, len(self.memory), PAGE_BYTES))
+        return [(page, 1) for page, row in enumerate(rows) if any(row)]
 
     def start_log(self) -> None:
         self.log_on = True
         with self._lock:
-            self._dirty[:] = False
+            self._dirty = 0
 
     def harvest(self) -> bytes:
         self.before_harvest()
         with self._lock:
-            bits = np.packbits(self._dirty, bitorder="little").tobytes()
-            self._dirty[:] = False
+            bits = self._dirty.to_bytes(self.pages // 8, "little")
+            self._dirty = 0
         return bits
 
     def stop_log(self) -> None:

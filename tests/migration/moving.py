@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rayvisor.migration.arrival import Arrival
 from rayvisor.migration.memory_transport import MemoryTransport
 from rayvisor.migration.precopy import Migration
@@ -25,18 +23,17 @@ if TYPE_CHECKING:
     from rayvisor.migration.report import MigrationReport
 
 MIB = 1 << 20
-CHUNK = 64 * MIB
+CHUNK = MIB
 
 
 def differing_pages(one: memoryview, other: memoryview) -> list[int]:
     """Numbers of the pages in which two RAMs differ."""
     found: list[int] = []
     for start in range(0, len(one), CHUNK):
-        a, b = (
-            np.frombuffer(ram[start : start + CHUNK], dtype=np.uint64).reshape(-1, 512)
-            for ram in (one, other)
-        )
-        found += (np.flatnonzero((a != b).any(axis=1)) + start // 4096).tolist()
+        a, b = (bytes(ram[start : start + CHUNK]) for ram in (one, other))
+        if a != b:
+            pages = range(0, len(a), 4096)
+            found += [(start + i) // 4096 for i in pages if a[i : i + 4096] != b[i : i + 4096]]
     return found
 
 

@@ -63,6 +63,12 @@ def test_post_copy_comes_when_nothing_else_is_allowed_or_helps() -> None:
     assert course[-1][1] == pytest.approx(1 - SMALLEST_SHARE)
 
 
+def test_a_guest_does_not_crawl_for_ever() -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=0.01), 0.003)
+    steps = [convergence.after(10_000, 1.0, 10_000).step for _ in range(100)]
+    assert steps.index(Step.GIVE_UP) < 80
+
+
 @given(
     st.floats(0.001, 1),
     st.lists(

@@ -157,7 +157,7 @@ def test_pages_sent_as_differences_arrive_whole() -> None:
 
 
 def test_a_guest_that_writes_fast_is_slowed_down_until_it_can_be_stopped() -> None:
-    config = MigrationConfig(downtime_s=0.004, bandwidth_bytes_per_s=20e6, timeout_s=100)
+    config = MigrationConfig(downtime_s=0.015, bandwidth_bytes_per_s=50e6)
     with journey(_MIRROR.format(more="")) as moved:
         lives(moved)
         report = moved.move(config)

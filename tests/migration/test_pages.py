@@ -4,34 +4,51 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayvisor.migration import pages
 from rayvisor.migration.errors import StreamError
+from rayvisor.vmm.core import _native
 from rayvisor.vmm.memory import GuestRam
 
 PAGE = 4096
-indexes = st.sets(st.integers(0, 300)).map(lambda s: np.array(sorted(s), dtype=np.int64))
+TOTAL = 301
+chosen_pages = st.sets(st.integers(0, TOTAL - 1))
 
 
-@given(indexes)
-def test_runs_come_back_as_the_pages_they_were(chosen: pages.Indexes) -> None:
-    runs = pages.read_runs(pages.pack_runs(chosen), 301)
-    assert pages.expand_runs(runs).tolist() == chosen.tolist()
-    assert len(runs) == sum(i - 1 not in chosen for i in chosen)
+def runs_of(chosen: set[int]) -> list[tuple[int, int]]:
+    firsts = sorted(p for p in chosen if p - 1 not in chosen)
+    ends = sorted(p + 1 for p in chosen if p + 1 not in chosen)
+    return [(first, end - first) for first, end in zip(firsts, ends, strict=True)]
 
 
-@given(indexes)
-def test_a_bitmap_is_the_dirty_logs_bits(chosen: pages.Indexes) -> None:
-    bits = bytearray(38)
-    for i in chosen.tolist():
-        bits[i // 8] |= 1 << i % 8
-    bitmap = pages.bitmap_of(bytes(bits), 301)
-    assert len(bitmap) == 301
-    assert pages.indexes_of(bitmap).tolist() == chosen.tolist()
+def members(bitmap: bytes) -> set[int]:
+    return {8 * i + k for i, byte in enumerate(bitmap) for k in range(8) if byte >> k & 1}
+
+
+def covered(runs: list[tuple[int, int]]) -> set[int]:
+    return {page for first, count in runs for page in range(first, first + count)}
+
+
+@given(chosen_pages, chosen_pages)
+def test_bitmaps_are_sets(one: set[int], other: set[int]) -> None:
+    a, b = (pages.bitmap_of(iter(runs_of(s)), TOTAL) for s in (one, other))
+    assert members(a) == one
+    assert members(pages.union(a, b)) == one | other
+    assert members(pages.without(a, b)) == one - other
+    assert pages.count(a) == len(one)
+    assert len(a) == len(pages.union(a, b)) == pages.bitmap_bytes(TOTAL)
+
+
+@given(chosen_pages)
+def test_runs_come_back_as_the_pages_they_were(chosen: set[int]) -> None:
+    packed = pages.pack_runs(iter(runs_of(chosen)))
+    assert pages.read_runs(packed, TOTAL) == runs_of(chosen)
+    assert pages.pages_in(packed) == len(chosen)
+    rest = pages.gaps(runs_of(chosen), TOTAL)
+    assert covered(rest) == set(range(TOTAL)) - chosen
 
 
 @given(st.binary(max_size=64))
@@ -40,18 +57,34 @@ def test_hostile_runs_stay_inside_ram_or_are_refused(packed: bytes) -> None:
         runs = pages.read_runs(packed, 100)
     except StreamError:
         return
-    covered = pages.expand_runs(runs)
-    assert len(set(covered.tolist())) == len(covered)
-    assert all(0 <= page < 100 for page in covered.tolist())
+    assert covered(runs) <= set(range(100))
+    assert len(covered(runs)) == sum(count for _, count in runs)
 
 
-@pytest.mark.parametrize(
-    "runs",
-    [[(0, 0)], [(99, 2)], [(5, 2), (6, 1)], [(6, 1), (5, 1)], [(0xFFFFFFFF, 0xFFFFFFFF)]],
-)
+BAD_RUNS = [[(0, 0)], [(99, 2)], [(5, 2), (6, 1)], [(6, 1), (5, 1)], [(0xFFFFFFFF, 0xFFFFFFFF)]]
+
+
+@pytest.mark.parametrize("runs", BAD_RUNS)
 def test_runs_that_cannot_be_are_refused(runs: list[tuple[int, int]]) -> None:
+    packed = pages.pack_runs(iter(runs))
     with pytest.raises(StreamError, match="runs"):
-        pages.read_runs(np.array(runs, dtype="<u4").tobytes(), 100)
+        pages.read_runs(packed, 100)
+    ram = bytearray(100 * PAGE)
+    with pytest.raises(StreamError, match="runs"):
+        pages.put(memoryview(ram), packed, bytes(PAGE), change=False)
+    assert ram == bytes(100 * PAGE)
+
+
+@given(st.binary(max_size=40), st.integers(0, 3))
+def test_hostile_runs_write_nothing_but_what_they_say(packed: bytes, count: int) -> None:
+    ram = bytearray(20 * PAGE)
+    raw = b"\xaa" * (count * PAGE)
+    try:
+        pages.put(memoryview(ram), packed, raw, change=False)
+    except StreamError:
+        assert not any(ram)
+    else:
+        assert ram.count(0xAA) == len(raw) == pages.pages_in(packed) * PAGE
 
 
 def test_holes_of_ram_are_found_and_stay_holes() -> None:
@@ -59,41 +92,72 @@ def test_holes_of_ram_are_found_and_stay_holes() -> None:
     ram.write(5 * PAGE + 7, b"x")
     ram.write((4 << 20) - 1, b"yz")
     before = os.fstat(ram.fd).st_blocks
-    written = pages.indexes_of(pages.data_bitmap(ram.fd, ram.size_bytes)).tolist()
-    assert {5, 1023, 1024} <= set(written)
+    written = covered(pages.data_runs(ram.fd, ram.size_bytes))
+    assert {5, 1023, 1024} <= written
     assert len(written) < 2048
     assert os.fstat(ram.fd).st_blocks == before
     ram.close()
 
 
-def test_a_closed_view_lets_ram_go() -> None:
+def content(value: int) -> bytes:
+    """A page; zeros for 0, and then only its last byte is not."""
+    return bytes(PAGE - 1) + bytes([value])
+
+
+@given(
+    st.lists(st.dictionaries(st.integers(0, TOTAL - 1), st.integers(0, 3)), max_size=6),
+    st.integers(0, 40),
+    st.integers(1, 50),
+)
+def test_what_is_picked_and_put_is_the_same_ram(
+    rounds: list[dict[int, int]], remember: int, chunk: int
+) -> None:
+    """Whatever is remembered or forgotten: the other side, given each piece, follows."""
+    here, there = bytearray(TOTAL * PAGE), bytearray(TOTAL * PAGE)
+    picker = pages.Picker(memoryview(here), 50 * PAGE, remember * PAGE)
+    known: set[int] = set()
+    for number, written in enumerate(rounds):
+        for page, value in written.items():
+            here[page * PAGE : (page + 1) * PAGE] = content(value)
+        pending = pages.bitmap_of(iter(runs_of(set(written))), TOTAL)
+        page, sent = 0, set()
+        while page < TOTAL:
+            picked = picker.pick(pending, page, chunk * PAGE, keep=number % 3 > 0)
+            page = picked.next_page
+            for runs, raw, change in (
+                (picked.runs, picked.whole, False),
+                (picked.change_runs, picked.changes, True),
+            ):
+                pages.put(memoryview(there), runs, bytes(raw), change=change)
+                assert len(raw) <= chunk * PAGE
+                sent |= covered(pages.read_runs(runs, TOTAL))
+            known |= covered(pages.read_runs(picked.change_runs, TOTAL))
+            for first, count in pages.read_runs(picked.zeros, TOTAL):
+                assert not any(here[first * PAGE : (first + count) * PAGE])
+                there[first * PAGE : (first + count) * PAGE] = bytes(count * PAGE)
+        assert here == there
+        assert sent == {p for p, value in written.items() if value}
+    assert len(known) <= remember
+    picker.close()
+
+
+def test_a_closed_picker_lets_ram_go() -> None:
     ram = GuestRam(1 << 20)
-    view = pages.RamView(ram.buffer)
-    view.copy_in(np.array([3, 9]), b"a" * PAGE + b"b" * PAGE)
-    view.xor_in(np.array([9]), b"\x01" * PAGE)
-    room = pages.buffer_of(4)
-    rows = view.copy_out(np.array([9, 200, 3]), room)
-    assert rows[:, 0].tolist() == [ord("c"), 0, ord("a")]
-    assert pages.nonzero_rows(rows).tolist() == [True, False, True]
-    view.close()
+    picker = pages.Picker(ram.buffer, PAGE, PAGE)
+    picker.pick(b"\xff" * 32, 0, PAGE, keep=True)
+    picker.close()
     ram.close()
 
 
-@given(st.lists(indexes, max_size=8), st.integers(0, 40))
-def test_differences_restore_what_was_sent(rounds: list[pages.Indexes], room: int) -> None:
-    """Whatever is forgotten for lack of room, a page that is known is known as it was sent."""
-    sent = pages.SentPages(301, room * PAGE)
-    truth: dict[int, int] = {}
-    for number, chosen in enumerate(rounds):
-        rows = np.full((len(chosen), PAGE), number + 1, dtype=np.uint8)
-        known = sent.known(chosen)
-        again = chosen[known]
-        changes = sent.differences(again, rows[known], pages.buffer_of(301))
-        for page, change in zip(again.tolist(), changes[:, 0].tolist(), strict=True):
-            assert truth[page] ^ change == number + 1
-        sent.keep(chosen, rows)
-        truth |= dict.fromkeys(chosen.tolist(), number + 1)
-        assert int(sent.known(np.arange(301)).sum()) <= room
-        gone = chosen[::3]
-        sent.forget(gone)
-        assert not sent.known(gone).any()
+@pytest.mark.parametrize(
+    "change",
+    [{1: b"short"}, {2: -1}, {2: 257}, {3: bytearray()}, {5: bytearray(4)}, {6: bytearray(3)}],
+    ids=lambda change: str(next(iter(change))),
+)
+def test_buffers_that_do_not_fit_are_refused(change: dict[int, object]) -> None:
+    ram = bytearray(256 * PAGE)
+    good = [ram, bytes(32), 0, bytearray(PAGE), bytearray(PAGE), bytearray(ram), bytearray(32), 0]
+    _native.pick_pages(*good)  # type: ignore[arg-type]
+    bad = [change.get(i, value) for i, value in enumerate(good)]
+    with pytest.raises(ValueError, match="do not fit"):
+        _native.pick_pages(*bad)  # type: ignore[arg-type]

@@ -19,6 +19,40 @@ def load(path: str | PathLike[str]) -> None:
 def measure_tsc_hz() -> int:
     """Ticks a second of the host's TSC, to a few parts in a million. Takes 10 ms."""
 
+def pick_pages(
+    ram: memoryview,
+    pending: bytes,
+    first: int,
+    whole: memoryview,
+    changes: memoryview,
+    shadow: memoryview,
+    known: bytearray,
+    keep: int,
+    /,
+) -> tuple[int, bytes, bytes, bytes, int]:
+    """Copy pages of `ram` that are `pending` (a bit a page, low bit first), from `first` on.
+
+    Goes on until `whole` or `changes` is full or no page is left. A page that is `known` goes to
+    `changes` as its difference (XOR) to its place in `shadow`, the others to `whole`; pages of
+    zeros go nowhere. Unless `known` is empty, what was copied is remembered in `shadow`: for pages
+    known, and for `keep` others, which become known. With a `keep` below 0 nothing is remembered,
+    and what was known of these pages is forgotten.
+
+    Returns:
+        Where to go on; the runs of the pages in `whole`, of those in `changes`, and of zero
+        pages, as pairs of little-endian 32-bit numbers (first, count); what is left of `keep`.
+
+    Raises:
+        ValueError: the buffers do not fit `ram`.
+    """
+
+def put_pages(ram: memoryview, runs: bytes, data: bytes, change: bool, /) -> None:
+    """Put the pages of `runs` into `ram`, or with `change` their differences.
+
+    Raises:
+        ValueError: a run is empty, out of order or outside RAM, or `data` has not as many pages.
+    """
+
 class Vcpu:
     def __init__(self, ram: memoryview, regions: Sequence[tuple[int, int, int]]) -> None:
         """A vCPU over writable `ram`, laid out as (gpa, bytes, offset), in its reset state.

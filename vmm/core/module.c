@@ -5,6 +5,7 @@
 #include "codepages.h"
 #include "cpu_state.h"
 #include "dirtylog.h"
+#include "pages.h"
 #include "ports.h"
 #include "vcpu.h"
 
@@ -596,7 +597,7 @@ PyMODINIT_FUNC PyInit__native(void)
     engine_error = import_error("EngineError");
     state_error = import_error("CorruptStateError");
     if (module && type && engine_error && state_error &&
-        !PyModule_AddObjectRef(module, "Vcpu", type) &&
+        !rv_pages_add(module) && !PyModule_AddObjectRef(module, "Vcpu", type) &&
         !PyModule_AddIntConstant(module, "CPU_STATE_BYTES", sizeof(struct rv_cpu_state)) &&
         !PyModule_AddIntConstant(module, "EXIT_DEADLINE", RV_EXIT_DEADLINE) &&
         !PyModule_AddIntConstant(module, "EXIT_KICK", RV_EXIT_KICK) &&

@@ -1,0 +1,269 @@
+#include "pages.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "runs travel as little-endian numbers"
+#endif
+
+#define PAGE_BYTES 4096u
+#define PAGE_WORDS (PAGE_BYTES / sizeof(uint64_t))
+
+/* Runs of pages, as they travel: pairs of (first, count). */
+struct runs {
+    uint32_t *pairs;
+    size_t count, room;
+};
+
+/* What pick_pages works on. Bitmaps have a bit a page, low bit first. */
+struct pick {
+    const uint8_t *ram, *pending;
+    uint8_t *whole, *changes; /* where pages, and differences, go */
+    uint8_t *shadow, *known;  /* pages as they were sent last, and which; or NULL */
+    size_t pages, whole_room, changes_room;
+    size_t keep; /* how many more pages may be remembered */
+    bool last;   /* remember nothing */
+    struct runs whole_runs, change_runs, zero_runs;
+    size_t whole_count, change_count;
+};
+
+static bool bit(const uint8_t *bitmap, size_t page)
+{
+    return bitmap[page >> 3] >> (page & 7) & 1;
+}
+
+static bool runs_full(const struct runs *r)
+{
+    return r->count == r->room;
+}
+
+static void runs_append(struct runs *r, size_t page)
+{
+    uint32_t *last = r->count ? r->pairs + 2 * (r->count - 1) : NULL;
+    if (last && last[0] + last[1] == page) {
+        last[1]++;
+        return;
+    }
+    r->pairs[2 * r->count] = (uint32_t)page;
+    r->pairs[2 * r->count + 1] = 1;
+    r->count++;
+}
+
+static bool all_zero(const uint64_t *words)
+{
+    for (size_t i = 0; i < PAGE_WORDS; i += 8) {
+        uint64_t any = 0;
+        for (size_t k = 0; k < 8; k++)
+            any |= words[i + k];
+        if (any)
+            return false;
+    }
+    return true;
+}
+
+static void forget(struct pick *p, size_t page)
+{
+    p->known[page >> 3] &= (uint8_t) ~(1u << (page & 7));
+}
+
+static void pick_page(struct pick *p, size_t page)
+{
+    uint64_t copy[PAGE_WORDS];
+    memcpy(copy, p->ram + page * PAGE_BYTES, PAGE_BYTES);
+    bool is_known = p->known && bit(p->known, page);
+    if (all_zero(copy)) {
+        if (is_known)
+            forget(p, page);
+        runs_append(&p->zero_runs, page);
+        return;
+    }
+    uint8_t *shadow = p->shadow ? p->shadow + page * PAGE_BYTES : NULL;
+    if (is_known) {
+        uint64_t sent[PAGE_WORDS];
+        memcpy(sent, shadow, PAGE_BYTES);
+        if (p->last)
+            forget(p, page);
+        else
+            memcpy(shadow, copy, PAGE_BYTES);
+        for (size_t i = 0; i < PAGE_WORDS; i++)
+            copy[i] ^= sent[i];
+        memcpy(p->changes + p->change_count++ * PAGE_BYTES, copy, PAGE_BYTES);
+        runs_append(&p->change_runs, page);
+        return;
+    }
+    memcpy(p->whole + p->whole_count++ * PAGE_BYTES, copy, PAGE_BYTES);
+    runs_append(&p->whole_runs, page);
+    if (shadow && !p->last && p->keep) {
+        memcpy(shadow, copy, PAGE_BYTES);
+        p->known[page >> 3] |= (uint8_t)(1u << (page & 7));
+        p->keep--;
+    }
+}
+
+/* Pending pages from `page` on until room is short or none is left; where to go on. */
+static size_t pick(struct pick *p, size_t page)
+{
+    while (page < p->pages) {
+        if (!(page & 7) && !p->pending[page >> 3]) {
+            page += 8;
+            continue;
+        }
+        if (bit(p->pending, page)) {
+            if (p->whole_count == p->whole_room || runs_full(&p->zero_runs) ||
+                (p->known && p->change_count == p->changes_room))
+                return page;
+            pick_page(p, page);
+        }
+        page++;
+    }
+    return p->pages;
+}
+
+static int make_runs(struct pick *p)
+{
+    struct runs *all[] = {&p->whole_runs, &p->change_runs, &p->zero_runs};
+    size_t rooms[] = {p->whole_room, p->changes_room, p->whole_room};
+    for (int i = 0; i < 3; i++) {
+        all[i]->room = rooms[i];
+        all[i]->pairs = malloc(rooms[i] * 8 + 1);
+        if (!all[i]->pairs)
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *pick_pages(PyObject *module, PyObject *args)
+{
+    Py_buffer ram, pending, whole, changes, shadow, known;
+    Py_ssize_t first, keep;
+    PyObject *result = NULL;
+    struct pick p = {0};
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*nw*w*w*w*n", &ram, &pending, &first, &whole, &changes, &shadow,
+                          &known, &keep))
+        return NULL;
+    p.pages = (size_t)ram.len / PAGE_BYTES;
+    size_t bits = (p.pages + 7) / 8;
+    bool deltas = known.len != 0;
+    if ((size_t)pending.len != bits || first < 0 || (size_t)first > p.pages ||
+        p.pages > UINT32_MAX || whole.len < (Py_ssize_t)PAGE_BYTES ||
+        (deltas && ((size_t)known.len != bits || shadow.len != ram.len ||
+                    changes.len < (Py_ssize_t)PAGE_BYTES))) {
+        PyErr_SetString(PyExc_ValueError, "the buffers do not fit RAM");
+        goto done;
+    }
+    p.ram = ram.buf;
+    p.pending = pending.buf;
+    p.whole = whole.buf;
+    p.whole_room = (size_t)whole.len / PAGE_BYTES;
+    p.changes = changes.buf;
+    p.changes_room = (size_t)changes.len / PAGE_BYTES;
+    p.shadow = deltas ? shadow.buf : NULL;
+    p.known = deltas ? known.buf : NULL;
+    p.last = keep < 0;
+    p.keep = keep < 0 ? 0 : (size_t)keep;
+    if (make_runs(&p)) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    size_t next;
+    Py_BEGIN_ALLOW_THREADS;
+    next = pick(&p, (size_t)first);
+    Py_END_ALLOW_THREADS;
+    result = Py_BuildValue(
+        "ny#y#y#n", (Py_ssize_t)next, (char *)p.whole_runs.pairs,
+        (Py_ssize_t)(8 * p.whole_runs.count), (char *)p.change_runs.pairs,
+        (Py_ssize_t)(8 * p.change_runs.count), (char *)p.zero_runs.pairs,
+        (Py_ssize_t)(8 * p.zero_runs.count), (Py_ssize_t)p.keep);
+done:
+    free(p.whole_runs.pairs);
+    free(p.change_runs.pairs);
+    free(p.zero_runs.pairs);
+    PyBuffer_Release(&ram);
+    PyBuffer_Release(&pending);
+    PyBuffer_Release(&whole);
+    PyBuffer_Release(&changes);
+    PyBuffer_Release(&shadow);
+    PyBuffer_Release(&known);
+    return result;
+}
+
+static void put(uint8_t *ram, const uint32_t *pairs, size_t runs, const uint8_t *data, bool change)
+{
+    for (size_t i = 0; i < runs; i++) {
+        uint8_t *to = ram + (size_t)pairs[2 * i] * PAGE_BYTES;
+        size_t bytes = (size_t)pairs[2 * i + 1] * PAGE_BYTES;
+        if (!change) {
+            memcpy(to, data, bytes);
+        } else {
+            for (size_t k = 0; k < bytes; k += sizeof(uint64_t)) {
+                uint64_t now, difference;
+                memcpy(&now, to + k, sizeof(now));
+                memcpy(&difference, data + k, sizeof(difference));
+                now ^= difference;
+                memcpy(to + k, &now, sizeof(now));
+            }
+        }
+        data += bytes;
+    }
+}
+
+/* Whether the runs are in order, inside `pages`, and have `total` pages. */
+static bool runs_fit(const uint32_t *pairs, size_t runs, size_t pages, size_t total)
+{
+    uint64_t end = 0, sum = 0;
+    for (size_t i = 0; i < runs; i++) {
+        uint64_t first = pairs[2 * i], count = pairs[2 * i + 1];
+        if (!count || first < end || first + count > pages)
+            return false;
+        end = first + count;
+        sum += count;
+    }
+    return sum == total;
+}
+
+static PyObject *put_pages(PyObject *module, PyObject *args)
+{
+    Py_buffer ram, runs, data;
+    int change;
+    PyObject *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "w*y*y*p", &ram, &runs, &data, &change))
+        return NULL;
+    size_t count = (size_t)runs.len / 8, pages = (size_t)ram.len / PAGE_BYTES;
+    uint32_t *pairs = malloc((size_t)runs.len + 1);
+    if (!pairs) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    memcpy(pairs, runs.buf, (size_t)runs.len);
+    if (runs.len % 8 || data.len % PAGE_BYTES ||
+        !runs_fit(pairs, count, pages, (size_t)data.len / PAGE_BYTES)) {
+        PyErr_SetString(PyExc_ValueError, "runs out of order, outside RAM, or of other data");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    put(ram.buf, pairs, count, data.buf, change);
+    Py_END_ALLOW_THREADS;
+    result = Py_NewRef(Py_None);
+done:
+    free(pairs);
+    PyBuffer_Release(&ram);
+    PyBuffer_Release(&runs);
+    PyBuffer_Release(&data);
+    return result;
+}
+
+static PyMethodDef functions[] = {
+    {"pick_pages", pick_pages, METH_VARARGS, NULL},
+    {"put_pages", put_pages, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+int rv_pages_add(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}
