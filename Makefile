@@ -74,6 +74,10 @@ image: native ## build the Debian guest image, unless it is there
 demo: image ## boot Debian to a shell in a VM on a local Ray host (ctrl-] leaves)
 	@$(PY) -m rayvisor demo
 
+.PHONY: monitoring
+monitoring: image ## Debian's Prometheus on a local cluster, with our rules and alerts
+	@.ci/monitoring $(BIN)
+
 # --- Checking it ------------------------------------------------------------------------------
 
 .PHONY: test
