@@ -252,9 +252,9 @@ class Machine:
                     if power is not None:
                         return power
                 case VcpuExit.HALTED:
-                    return PowerState.HALTED
+                    return self._taken() or PowerState.HALTED
                 case VcpuExit.TRIPLE_FAULT:
-                    return self._crash("triple fault")
+                    return self._taken() or self._crash("triple fault")
 
     def _on_kick(self) -> PowerState | None:
         while self._posted:
@@ -268,6 +268,10 @@ class Machine:
             self.clock.start()
             self.vcpu.run_tsc(True)
             self._set_deadline()
+        return self._taken()
+
+    def _taken(self) -> PowerState | None:
+        """What was asked for, if anything, which is answered by that."""
         asked, self._asked = self._asked, None
         return asked
 

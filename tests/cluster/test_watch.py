@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -33,7 +34,7 @@ def ends_with(action: str) -> tuple[str, int]:
         said: queue.Queue[str] = queue.Queue()
         ProcessWatch().add(pid, said.put)
         assert said.empty()
-        subprocess.run(["kill", f"-{action}", str(pid)], check=True)
+        os.kill(pid, signal.Signals[f"SIG{action}"])
         return said.get(timeout=10), pid
 
 

@@ -108,7 +108,7 @@ int rv_engine_load(const char *path, char *why, size_t why_bytes)
 {
     if (loaded)
         return 0;
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
     if (!library) {
         snprintf(why, why_bytes, "cannot open the Unicorn library: %s", dlerror());
         return -1;

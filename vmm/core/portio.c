@@ -5,6 +5,8 @@
 #include "flags.h"
 #include "vcpu.h"
 
+#define MAX_PREFIXES 14
+
 /* Unlike Unicorn, a processor asks IOPL, then the bitmap in the TSS (Intel SDM 1, 19.5). */
 static bool needs_permission(const struct rv_vcpu *v)
 {
@@ -38,6 +40,33 @@ static uint64_t rip_at(struct rv_vcpu *v, uintptr_t retaddr)
     return s->rip;
 }
 
+/* Bytes of the OUT at `rip`, or 0 for one of a string, which is not over yet. */
+static uint64_t out_bytes(struct rv_vcpu *v, uint64_t rip)
+{
+    for (uint64_t i = 0; i < MAX_PREFIXES; i++) {
+        uint32_t byte = rv_engine.fetch_byte(v->env, rip + i);
+        if (byte == 0xe6 || byte == 0xe7)
+            return i + 2;
+        if (byte == 0xee || byte == 0xef)
+            return i + 1;
+        if (byte == 0x6e || byte == 0x6f)
+            return 0;
+    }
+    return 0;
+}
+
+/* The board wants the guest stopped (a debug exit, a reset): not one instruction more. */
+static void stop_behind_out(struct rv_vcpu *v, uintptr_t retaddr)
+{
+    uint64_t bytes = out_bytes(v, rip_at(v, retaddr));
+    if (!bytes)
+        return;
+    rv_engine.restore_state(v->cpu, retaddr, false);
+    RV_AT(v->env, ENV_EIP, uint64_t) += bytes;
+    RV_AT(v->cpu, CPU_EXCEPTION_INDEX, int32_t) = -1;
+    rv_engine.leave_loop(v->cpu);
+}
+
 static uint32_t in(uint32_t port, int bytes, uintptr_t retaddr)
 {
     struct rv_vcpu *v = rv_current;
@@ -54,6 +83,8 @@ static void out(uint32_t port, int bytes, uint32_t value, uintptr_t retaddr)
         ask_permission(v, port, bytes, retaddr);
     rv_census_count(&v->census, RV_IO_OUT, port, rip_at(v, retaddr));
     v->board.port_out(v->board.opaque, port, bytes, value);
+    if (__atomic_load_n(&v->stop, __ATOMIC_SEQ_CST) & RV_STOP_KICK)
+        stop_behind_out(v, retaddr);
 }
 
 uint8_t rv_in_8(void *uc, uint32_t port, uintptr_t retaddr)

@@ -13,7 +13,7 @@
 #define CODE 0x1000u
 #define DATA 0x2000u
 #define RAM_BYTES 0x4000u
-#define LOOPS 400000u
+#define LOOPS 200000u
 #define PROOF_CODE_BYTES (1u << 20)
 
 struct probe {
@@ -223,6 +223,8 @@ static int prove_execution(struct probe *p)
     RV_AT(class, CLASS_TLB_FILL, __typeof__(p->fill)) = on_fill;
     RV_AT(class, CLASS_EXEC_INTERRUPT, bool (*)(void *, int)) = on_request;
     RV_AT(p->uc, UC_NO_EXIT_REQUEST, uint8_t) = 1;
+    /* One request for certain, however late the thread that makes the others. */
+    RV_AT(p->cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= CPU_INTERRUPT_HARD;
     if (pthread_create(&thread, NULL, disturb, p))
         return fail(p, "no thread: this machine is out of them; it");
     uc_err err = rv_engine.uc_emu_start(p->uc, CODE, 0, 0, 0);
