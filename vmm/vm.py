@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rayvisor.vmm import board
 from rayvisor.vmm.console import Console
-from rayvisor.vmm.debug.crash import CrashReport
-from rayvisor.vmm.debug.registers import registers_as_dict
 from rayvisor.vmm.errors import MachineStateError
 from rayvisor.vmm.machine import STOPPED_STATES, Machine, PowerState
 
@@ -150,6 +148,10 @@ class Vm:
         thread), `exits` by kind, `registers` when it does not run, and `crash`, the whole crash
         report of a guest that has ended by itself, or None.
         """
+        # Here, and not at start-up: the disassembler is larger than all the rest.
+        from rayvisor.vmm.debug.crash import CrashReport
+        from rayvisor.vmm.debug.registers import registers_as_dict
+
         with self._lock:
             machine = self.machine
             at_rest = self._thread is None
