@@ -22,6 +22,7 @@ def throughput_mb_s(guest: Guest, megabytes: int) -> float:
     start_s = time.perf_counter()
     data = guest.until(b"ENDOF", 300)
     took_s = time.perf_counter() - start_s
+    guest.shell()
     guest.run("stty opost; rm /tmp/bytes")
     lost = (megabytes << 20) - 1 - data.count(b"x")
     if lost:

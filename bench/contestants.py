@@ -174,7 +174,9 @@ class Guest:
         """What a shell command prints; the shell must be at its prompt."""
         self.send(f'{line}; echo "END"OF\n'.encode())
         self.until(b"\n")
-        return self.until(b"ENDOF", timeout_s)[: -len(b"ENDOF")].decode().replace("\r", "")
+        output = self.until(b"ENDOF", timeout_s)
+        self.until(PROMPT)
+        return output[: -len(b"ENDOF")].decode().replace("\r", "")
 
     def elapsed_s(self) -> float:
         """Since the process was started."""
