@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 STUCK_RATIO: Final = 0.7
 """A round that leaves more than this share of what it sent has not helped."""
 STUCK_ROUNDS: Final = 2
+UNSETTLED_ROUNDS: Final = 2
+"""The first round leaves pages out and the second sends whole what the others send as differences:
+neither says how large or how fast the next one will be."""
 VAIN_ROUNDS: Final = 50
 """Given up after so many rounds that did not help with the vCPU as slow as it gets."""
 SMALLEST_SHARE: Final = 0.01
@@ -76,7 +79,8 @@ class Convergence:
         self._measure(sent_pages, seconds)
         if self.small_enough(dirty_pages):
             return Decision(Step.STOP, self.throttle)
-        helped = dirty_pages <= STUCK_RATIO * sent_pages
+        settled = self._rounds > UNSETTLED_ROUNDS
+        helped = not settled or dirty_pages <= STUCK_RATIO * sent_pages
         self._stuck = 0 if helped else self._stuck + 1
         if self._rounds >= self._config.max_rounds:
             return Decision(self._last_resort(), self.throttle)
@@ -105,7 +109,10 @@ class Convergence:
         if pages < MEASURABLE_PAGES or seconds <= 0:
             return
         rate, before = pages / seconds, self._pages_per_s
-        self._pages_per_s = rate if before is None else before + SMOOTHING * (rate - before)
+        if before is None or self._rounds <= UNSETTLED_ROUNDS + 1:
+            self._pages_per_s = rate
+        else:
+            self._pages_per_s = before + SMOOTHING * (rate - before)
 
     def _slow_down(self, pages: int) -> None:
         self._stuck = STUCK_ROUNDS - 1

@@ -45,7 +45,7 @@ def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_stopped() -> None:
     assert course[-1][0] is Step.STOP
     assert shares == sorted(shares)
     assert shares[-1] > 0.5
-    assert shares[0] == 0, "the first round that does not help may be chance"
+    assert shares[:3] == [0, 0, 0], "the first that does not help may be chance"
 
 
 def test_without_slowing_down_it_is_given_up_at_the_last_round() -> None:
