@@ -112,7 +112,7 @@ def view(now: Sample, before: Sample | None = None) -> View:
 def render(shown: View, *, rows: int | None = None) -> RenderableType:
     """The view for a terminal of 80 columns; of VMs only as many as `rows` lines allow."""
     parts: list[RenderableType] = [_summary(shown.totals), _host_table(shown.hosts)]
-    space = len(shown.vms) if rows is None else max(1, rows - len(shown.hosts) - 8)
+    space = len(shown.vms) if rows is None else max(1, rows - len(shown.hosts) - 11)
     if shown.vms:
         parts.append(_vm_table(shown.vms[:space]))
     left_out = len(shown.vms) - space
@@ -256,7 +256,7 @@ def _host_table(hosts: Sequence[HostRow]) -> Table:
 
 
 def _vm_table(vms: Sequence[VmRow]) -> Table:
-    table = _table("VM:20", "HOST:14", "STATE", "CPU:>", "EXITS/S:>", "TOUCHED:>", "UPTIME:>")
+    table = _table("VM:18", "HOST:12", "STATE", "CPU:>", "EXITS/S:>", "TOUCHED:>", "UPTIME:>")
     for vm in vms:
         live = vm.state in LIVE_STATES
         state = Text(vm.state, "green" if live else "red" if vm.state == "crashed" else "dim")
@@ -282,6 +282,7 @@ def _table(*columns: str) -> Table:
         table.add_column(
             name,
             justify="right" if how == ">" else "left",
+            min_width=None if how.isdigit() else len(name),
             max_width=int(how) if how.isdigit() else None,
             overflow="ellipsis",
             no_wrap=True,

@@ -1,0 +1,156 @@
+"""From snapshots to samples, and as text that Prometheus reads."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rayvisor.ops import metrics
+from rayvisor.ops.collectors import (
+    ClusterCollector,
+    ClusterFacts,
+    HostCollector,
+    HostFacts,
+    Lookout,
+)
+from tests.ops.snapshots import MIB, a_host, a_vm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.ops.page import Page
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def read(text: str) -> Samples:
+    """Samples by name and labels."""
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def host_samples(*vms: Any, **values: Any) -> Samples:  # noqa: ANN401
+    return read(HostCollector(lambda: a_host(*vms, **values)).page().text().decode())
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples["rayvisor_" + name, tuple(sorted(labels.items()))]
+
+
+def test_a_vm_and_its_host() -> None:
+    found = host_samples(a_vm("web"), a_vm("db", state="crashed", memory_bytes=64 * MIB, cpus=2))
+    assert value(found, "host_vms", state="running") == 1
+    assert value(found, "host_vms", state="crashed") == 1
+    assert value(found, "host_vms", state="paused") == 0
+    assert value(found, "host_vcpus") == 3
+    assert value(found, "host_guest_memory_bytes") == 192 * MIB
+    assert value(found, "host_cpu_seconds_total", mode="user") == 100
+    assert value(found, "vm_state", vm="db", state="crashed") == 1
+    assert value(found, "vm_exits_total", vm="web", kind="io_in") == 700
+    assert value(found, "vm_memory_touched_bytes", vm="web") == 75 * MIB
+    assert value(found, "vm_vcpu_seconds_total", vm="web") == 12.5
+    assert value(found, "vm_process_cpu_seconds_total", vm="web") == 10
+    assert value(found, "vm_process_resident_bytes", vm="web", part="own") == 70 * MIB
+
+
+def test_a_crash_can_be_seen_as_an_increase() -> None:
+    before, after = (
+        host_samples(a_vm(entered=entered))
+        for entered in ({"running": 1}, {"running": 1, "crashed": 1})
+    )
+    assert value(before, "vm_transitions_total", vm="web", state="crashed") == 0
+    assert value(after, "vm_transitions_total", vm="web", state="crashed") == 1
+
+
+def test_a_vm_that_is_gone_leaves_no_series() -> None:
+    hosts = [a_host(a_vm("web"), a_vm("db")), a_host(a_vm("db"))]
+    collector = HostCollector(lambda: hosts.pop(0))
+    first, second = (read(collector.page().text().decode()) for _ in range(2))
+    assert any(("vm", "web") in labels for _, labels in first)
+    assert not any(("vm", "web") in labels for _, labels in second)
+    assert any(("vm", "db") in labels for _, labels in second)
+
+
+def test_every_metric_of_a_host_is_measured() -> None:
+    found = {name for name, _ in host_samples(a_vm())}
+    assert found == {m.full_name for m in metrics.ALL if m.scope is metrics.Scope.HOST}
+
+
+def test_the_cluster() -> None:
+    facts = ClusterFacts(
+        (HostFacts("a", True, 3), HostFacts("b", False, 1)),
+        {"placed": 4, "refused": 2},
+        looked_unix_s=time.time(),
+    )
+    found = read(ClusterCollector(lambda: facts).page().text().decode())
+    assert value(found, "cluster_host_up", host="a") == 1
+    assert value(found, "cluster_host_up", host="b") == 0
+    assert value(found, "cluster_host_vms", host="a") == 3
+    assert value(found, "cluster_placements_total", outcome="refused") == 2
+    wanted = {m.full_name for m in metrics.ALL if m.scope is metrics.Scope.CLUSTER}
+    assert {name for name, _ in found} == wanted | {"rayvisor_build_info"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        lambda: HostCollector(lambda: a_host(a_vm("web"), a_vm("db"))).page(),
+        lambda: ClusterCollector(
+            lambda: ClusterFacts((HostFacts('q"uo\\te\n', True, 0),), {"placed": 1})
+        ).page(),
+    ],
+)
+def test_our_text_says_what_prometheus_client_says(page: Callable[[], Page]) -> None:
+    made = page()
+
+    class Once:
+        def collect(self) -> Any:  # noqa: ANN401
+            return made.families()
+
+    registry = CollectorRegistry()
+    registry.register(Once())
+    theirs = generate_latest(registry).decode()
+    assert read(made.text().decode()) == read(theirs)
+    heads = [line for line in made.text().decode().splitlines() if line.startswith("#")]
+    assert heads == [line for line in theirs.splitlines() if line.startswith("#")]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt-get install prometheus")
+def test_promtool_has_no_objection() -> None:
+    text = HostCollector(lambda: a_host(a_vm())).page().text()
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_look_that_hangs_holds_up_nobody() -> None:
+    release = threading.Event()
+    looks: list[ClusterFacts] = [ClusterFacts((HostFacts("a", True, 1),))]
+    looked = threading.Event()
+
+    def look() -> ClusterFacts:
+        if looks:
+            return looks.pop()
+        looked.set()
+        release.wait()
+        return ClusterFacts()
+
+    lookout = Lookout(look, every_s=0.01)
+    lookout.start()
+    try:
+        assert looked.wait(10)
+        assert [h.name for h in lookout.facts.hosts] == ["a"]
+    finally:
+        release.set()
+        lookout.stop()
