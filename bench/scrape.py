@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +66,7 @@ def synthetic_host(vms: int, scrapes: int) -> dict[str, Any]:
     """Scrapes of a host with so many VMs, and what one VM's telling costs."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        tellers = [Teller(place, i, lambda i=i: synthetic(i)) for i in range(1, vms + 1)]
+        tellers = [Teller(place, i, partial(synthetic, i)) for i in range(1, vms + 1)]
         begun_s = time.process_time()
         for teller in tellers:
             teller.tell()

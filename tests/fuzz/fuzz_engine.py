@@ -55,10 +55,9 @@ def _real(r: random.Random) -> CpuState:
     del r
     return CpuState(
         cs=Segment(CODE >> 4, CODE, 0xFFFF, 0x9B),
-        **{
-            name: Segment(base >> 4, base, 0xFFFF, 0x93)
-            for name, base in (("ds", 0x20000), ("es", 0x30000), ("ss", 0x40000))
-        },
+        ds=Segment(0x2000, 0x20000, 0xFFFF, 0x93),
+        es=Segment(0x3000, 0x30000, 0xFFFF, 0x93),
+        ss=Segment(0x4000, 0x40000, 0xFFFF, 0x93),
         idtr=DescriptorTable(0, 0x3FF),
         cr0=0x10,
     )
