@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric as Family
 
+    from rayvisor.ops.migrations import MigrationBook
     from rayvisor.vmm.stats import HostStats
 
 LIVE_STATES: Final = ("running", "paused")
@@ -42,6 +43,7 @@ class HostFacts:
     up: bool
     vms: int
     host_id: str = ""
+    maintenance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,14 @@ class ClusterFacts:
     Attributes:
         outcomes: requests to create a VM, by outcome.
         looked_unix_s: when the hosts were looked at.
+        migrations: what migrations did; None where it is not known.
         addresses: where each host's metrics are, as HOST:PORT by host id.
     """
 
     hosts: tuple[HostFacts, ...] = ()
     outcomes: Mapping[str, int] = field(default_factory=dict)
     looked_unix_s: float = 0.0
+    migrations: MigrationBook | None = None
     addresses: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -155,12 +159,23 @@ class ClusterCollector(Collector):
         _add_build(page)
         for host in facts.hosts:
             page.add(metrics.CLUSTER_HOST_UP, int(host.up), host.name)
+            page.add(metrics.CLUSTER_HOST_MAINTENANCE, int(host.maintenance), host.name)
             page.add(metrics.CLUSTER_HOST_VMS, host.vms, host.name)
         for outcome, count in facts.outcomes.items():
             page.add(metrics.CLUSTER_PLACEMENTS, count, outcome)
+        if facts.migrations is not None:
+            _add_migrations(page, facts.migrations)
         if facts.looked_unix_s:
             page.add(metrics.CLUSTER_AGE, max(0.0, time.time() - facts.looked_unix_s))
         return page
+
+
+def _add_migrations(page: Page, book: MigrationBook) -> None:
+    for outcome, count in book.outcomes.items():
+        page.add(metrics.CLUSTER_MIGRATIONS, count, outcome)
+    page.add_histogram(metrics.CLUSTER_MIGRATION_DURATION, book.duration)
+    page.add_histogram(metrics.CLUSTER_MIGRATION_DOWNTIME, book.downtime)
+    page.add(metrics.CLUSTER_MIGRATION_BYTES, book.bytes_sent)
 
 
 class Lookout:

@@ -26,12 +26,14 @@ from rayvisor.ops.collectors import (
     HostFacts,
     Lookout,
 )
+from rayvisor.ops.migrations import READ_AT_ONCE, MigrationBook
 from rayvisor.ops.page import CONTENT_TYPE
 from rayvisor.vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from rayvisor.ops.migrations import EventLike
     from rayvisor.ops.page import Page
     from rayvisor.vmm.stats import HostStats
 
@@ -60,7 +62,9 @@ class HostStatusLike(Protocol):
     @property
     def alive(self) -> bool: ...  # noqa: D102
     @property
-    def reason(self) -> str: ...  # noqa: D102
+    def cores(self) -> int: ...  # noqa: D102
+    @property
+    def maintenance(self) -> bool: ...  # noqa: D102
     @property
     def vms(self) -> int: ...  # noqa: D102
 
@@ -70,6 +74,9 @@ class ClusterSubject(Protocol):
 
     def hosts(self) -> Sequence[HostStatusLike]:
         """Every host; may take long when one does not answer."""
+
+    def events(self, after: str, limit: int) -> Sequence[EventLike]:
+        """What happened after the event of this id, oldest first."""
 
     def outcomes(self) -> Mapping[str, int]:
         """Requests to create a VM, by outcome."""
@@ -176,7 +183,8 @@ def serve_host(subject: HostSubject, announce: Callable[[str], None]) -> Metrics
 
 def serve_cluster(subject: ClusterSubject, announce: Callable[[str], None]) -> MetricsServer:
     """Serve the cluster's metrics and where its hosts' are, and say where."""
-    lookout = Lookout(lambda: look_at(subject))
+    book = MigrationBook()
+    lookout = Lookout(lambda: look_at(subject, book))
     server = _listen(
         ClusterCollector(lambda: lookout.facts),
         "RAYVISOR_METRICS_CLUSTER_PORT",
@@ -189,18 +197,28 @@ def serve_cluster(subject: ClusterSubject, announce: Callable[[str], None]) -> M
     return server
 
 
-def look_at(subject: ClusterSubject) -> ClusterFacts:
+def look_at(subject: ClusterSubject, book: MigrationBook) -> ClusterFacts:
     """The cluster as it is now; after an error, as if nothing were there."""
     try:
-        hosts = tuple(
-            HostFacts(h.name, h.alive and not h.reason, h.vms, h.host_id) for h in subject.hosts()
-        )
+        hosts = tuple(facts_of(host) for host in subject.hosts())
+        book.read(subject.events(book.last, READ_AT_ONCE))
         return ClusterFacts(
-            hosts, subject.outcomes(), time.time(), dict(subject.service_addresses())
+            hosts, subject.outcomes(), time.time(), book, dict(subject.service_addresses())
         )
     except Exception as error:  # noqa: BLE001 - Ray's, while it goes down: the next look may see
-        _log.warning("the hosts cannot be looked at: %s", error)
+        _log.warning("the cluster cannot be looked at: %s", error)
         return ClusterFacts()
+
+
+def facts_of(host: HostStatusLike) -> HostFacts:
+    """A host's status, as metrics have it. A host whose actor is silent has no cores to tell."""
+    return HostFacts(
+        name=host.name,
+        up=host.alive and host.cores > 0,
+        vms=host.vms,
+        host_id=host.host_id,
+        maintenance=host.maintenance,
+    )
 
 
 def targets(facts: ClusterFacts) -> list[dict[str, Any]]:

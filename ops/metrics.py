@@ -20,6 +20,7 @@ class Kind(StrEnum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
 
 
 class Scope(StrEnum):
@@ -135,7 +136,14 @@ VM_TRANSITIONS = _counter(
 CLUSTER_HOST_UP = Metric(
     "cluster_host_up",
     Kind.GAUGE,
-    "Whether the host takes VMs: 0 when it is gone or does not answer.",
+    "Whether the host answers: 0 when it is gone, too.",
+    labels=("host",),
+    scope=Scope.CLUSTER,
+)
+CLUSTER_HOST_MAINTENANCE = Metric(
+    "cluster_host_maintenance",
+    Kind.GAUGE,
+    "Whether the host is in maintenance and takes no VMs.",
     labels=("host",),
     scope=Scope.CLUSTER,
 )
@@ -151,6 +159,34 @@ CLUSTER_PLACEMENTS = Metric(
     Kind.COUNTER,
     "Requests to create a VM: placed, refused for lack of room, or failed on the host.",
     labels=("outcome",),
+    scope=Scope.CLUSTER,
+)
+CLUSTER_MIGRATIONS = Metric(
+    "cluster_migrations_total",
+    Kind.COUNTER,
+    "Migrations that have ended, by outcome.",
+    labels=("outcome",),
+    scope=Scope.CLUSTER,
+)
+CLUSTER_MIGRATION_DURATION = Metric(
+    "cluster_migration_duration_seconds",
+    Kind.HISTOGRAM,
+    "How long migrations took that moved their VM.",
+    unit="seconds",
+    scope=Scope.CLUSTER,
+)
+CLUSTER_MIGRATION_DOWNTIME = Metric(
+    "cluster_migration_downtime_seconds",
+    Kind.HISTOGRAM,
+    "How long guests stood still in migrations that moved their VM.",
+    unit="seconds",
+    scope=Scope.CLUSTER,
+)
+CLUSTER_MIGRATION_BYTES = Metric(
+    "cluster_migration_sent_bytes_total",
+    Kind.COUNTER,
+    "Bytes that migrations sent, also those that did not move their VM.",
+    unit="bytes",
     scope=Scope.CLUSTER,
 )
 CLUSTER_AGE = Metric(

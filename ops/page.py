@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Metric as Family
@@ -10,6 +11,8 @@ from rayvisor.ops import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rayvisor.ops.migrations import Histogram
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
@@ -23,13 +26,19 @@ class Page:
     """
 
     def __init__(self, scope: metrics.Scope) -> None:
+        mine = [m for m in metrics.ALL if m.scope is scope or m is metrics.BUILD_INFO]
         self._samples: dict[metrics.Metric, list[tuple[tuple[str, ...], float]]] = {
-            m: [] for m in metrics.ALL if m.scope is scope or m is metrics.BUILD_INFO
+            m: [] for m in mine if m.kind is not metrics.Kind.HISTOGRAM
         }
+        self._histograms: dict[metrics.Metric, Histogram] = {}
 
     def add(self, metric: metrics.Metric, value: float, *labels: str) -> None:
         """One sample; label values in the order of the metric's labels."""
         self._samples[metric].append((labels, value))
+
+    def add_histogram(self, metric: metrics.Metric, histogram: Histogram) -> None:
+        """A histogram, as it is when the page is read."""
+        self._histograms[metric] = histogram
 
     def families(self) -> Iterable[Family]:
         """Metrics that have samples; one that is not measured here is not shown."""
@@ -40,6 +49,12 @@ class Page:
             for labels, value in samples:
                 named = dict(zip(metric.labels, labels, strict=True))
                 family.add_sample(metric.full_name, named, value)
+            yield family
+        for metric, histogram in self._histograms.items():
+            family = Family(metric.full_name, metric.help, metric.kind.value)
+            for suffix, bound, value in _flat(histogram):
+                limit = {"le": bound} if bound else {}
+                family.add_sample(metric.full_name + suffix, limit, value)
             yield family
 
     def text(self) -> bytes:
@@ -59,7 +74,24 @@ class Page:
                 form % tuple(map(_escaped, labels)) + _number(value) + "\n"
                 for labels, value in samples
             ]
+        for metric, histogram in self._histograms.items():
+            name = metric.full_name
+            lines += (f"# HELP {name} {metric.help}\n", f"# TYPE {name} {metric.kind}\n")
+            lines += [
+                f"{name}{suffix}" + (f'{{le="{bound}"}}' if bound else "") + f" {value!r}\n"
+                for suffix, bound, value in _flat(histogram)
+            ]
         return "".join(lines).encode()
+
+
+def _flat(histogram: Histogram) -> Iterable[tuple[str, str, float]]:
+    """(suffix of the name, upper bound, value) of each sample; buckets add up."""
+    so_far = 0
+    for bound, count in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
+        so_far += count
+        yield "_bucket", "+Inf" if bound == math.inf else repr(bound), so_far
+    yield "_count", "", so_far
+    yield "_sum", "", histogram.total
 
 
 def _family_name(metric: metrics.Metric) -> str:

@@ -1,4 +1,4 @@
-"""The dashboards: Cluster, Host, VM. `python -m rayvisor.ops.grafana` writes them as JSON."""
+"""The dashboards, in `ALL`. `python -m rayvisor.ops.grafana` writes them as JSON."""
 
 from __future__ import annotations
 
@@ -362,7 +362,79 @@ def vm() -> Dashboard:
     )
 
 
-ALL: Final[dict[str, Callable[[], Dashboard]]] = {"cluster": cluster, "host": host, "vm": vm}
+def migration() -> Dashboard:
+    """What moved, and what it cost."""
+    count, downtime, duration = (
+        "rayvisor_cluster_migrations_total",
+        "rayvisor_cluster_migration_downtime_seconds",
+        "rayvisor_cluster_migration_duration_seconds",
+    )
+    return (
+        dashboard("rayvisor-migration", "Rayvisor / Migration", "What moved.", [])
+        .with_row(Row("Migrations"))
+        .with_panel(
+            stat("Moved, in a day", "short", f'sum(increase({count}{{outcome="moved"}}[1d]))')
+        )
+        .with_panel(
+            stat(
+                "Failed, in a day",
+                "short",
+                f'sum(increase({count}{{outcome="failed"}}[1d]))',
+                limits=(None, 1),
+            )
+        )
+        .with_panel(
+            stat(
+                "Downtime, mean",
+                "s",
+                f"sum({downtime}_sum) / sum({downtime}_count)",
+                limits=(0.3, 1),
+                about="How long a guest stands still, over all that moved.",
+            )
+        )
+        .with_panel(stat("Duration, mean", "s", f"sum({duration}_sum) / sum({duration}_count)"))
+        .with_panel(stat("Sent", "bytes", "sum(rayvisor_cluster_migration_sent_bytes_total)"))
+        .with_panel(stat("In maintenance", "short", "sum(rayvisor_cluster_host_maintenance)"))
+        .with_panel(
+            graph(
+                "Migrations that ended, in 5 minutes",
+                "short",
+                (f"sum by (outcome) (increase({count}[5m]))", "{{outcome}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Sent, a second",
+                "Bps",
+                (f"sum(rate(rayvisor_cluster_migration_sent_bytes_total[{RATE}]))", "all"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Downtime, over an hour",
+                "s",
+                (f"histogram_quantile(0.5, sum by (le) (rate({downtime}_bucket[1h])))", "median"),
+                (f"histogram_quantile(0.95, sum by (le) (rate({downtime}_bucket[1h])))", "95 %"),
+                limits=(0.3, 1),
+            )
+        )
+        .with_panel(
+            graph(
+                "Duration, over an hour",
+                "s",
+                (f"histogram_quantile(0.5, sum by (le) (rate({duration}_bucket[1h])))", "median"),
+                (f"histogram_quantile(0.95, sum by (le) (rate({duration}_bucket[1h])))", "95 %"),
+            )
+        )
+    )
+
+
+ALL: Final[dict[str, Callable[[], Dashboard]]] = {
+    "cluster": cluster,
+    "host": host,
+    "vm": vm,
+    "migration": migration,
+}
 """By the name of the file."""
 
 

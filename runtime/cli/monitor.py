@@ -12,7 +12,6 @@ from rayvisor.runtime.cli.output import JsonOption, emit
 from rayvisor.vmm.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
-    from rayvisor.actors.records import HostStatus
     from rayvisor.ops.page import Page
     from rayvisor.ops.top import Sample
     from rayvisor.runtime.cluster import Cluster
@@ -32,24 +31,18 @@ def _connect() -> Cluster:
     return Cluster.connect()
 
 
-def _facts(status: HostStatus) -> Any:  # noqa: ANN401 - HostFacts, imported late
-    from rayvisor.ops.collectors import HostFacts
-
-    up = status.alive and not status.reason
-    return HostFacts(status.name, up, status.vms, status.host_id)
-
-
 def _sample(cluster: Cluster) -> Sample:
     from rayvisor.actors.observing import host_stats
+    from rayvisor.ops.exposition import facts_of
     from rayvisor.ops.top import Sample
 
     hosts = cluster.hosts()
-    up = [h.host_id for h in hosts if h.alive and not h.reason]
+    up = [h.host_id for h in hosts if facts_of(h).up]
     stats = dict(zip(up, host_stats(up), strict=True))
     return Sample(
         time.monotonic(),
         time.time(),
-        tuple((_facts(h), stats.get(h.host_id)) for h in hosts),
+        tuple((facts_of(h), stats.get(h.host_id)) for h in hosts),
     )
 
 
@@ -150,10 +143,15 @@ def _host_page(cluster: Cluster, name: str | None) -> Page:
 
 
 def _cluster_page(cluster: Cluster) -> Page:
-    from rayvisor.actors.observing import outcomes
+    from rayvisor.actors.observing import events, outcomes
     from rayvisor.ops.collectors import ClusterCollector, ClusterFacts
+    from rayvisor.ops.exposition import facts_of
+    from rayvisor.ops.migrations import MigrationBook
 
-    facts = ClusterFacts(tuple(_facts(h) for h in cluster.hosts()), outcomes(), time.time())
+    hosts = tuple(facts_of(h) for h in cluster.hosts())
+    book = MigrationBook()
+    book.read(events())
+    facts = ClusterFacts(hosts, outcomes(), time.time(), book)
     return ClusterCollector(lambda: facts).page()
 
 

@@ -7,11 +7,12 @@ import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rayvisor.ops.collectors import ClusterFacts, HostFacts
+from rayvisor.migration.report import MigrationReport
+from rayvisor.ops.collectors import ClusterCollector, ClusterFacts, HostFacts
 from rayvisor.ops.exposition import (
     HOST_PORT,
     MetricsServer,
@@ -20,6 +21,7 @@ from rayvisor.ops.exposition import (
     serve_host,
     targets,
 )
+from rayvisor.ops.migrations import MigrationBook
 from rayvisor.vmm.errors import ConfigError
 from tests.ops.snapshots import a_host, a_vm
 
@@ -43,8 +45,16 @@ class Status:
     host_id: str
     name: str
     alive: bool = True
-    reason: str = ""
+    cores: int = 2
     vms: int = 0
+    maintenance: bool = False
+
+
+@dataclass
+class Event:
+    id: str
+    kind: str
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,9 +63,13 @@ class Cluster:
 
     found: list[Status] = field(default_factory=list)
     where: dict[str, str] = field(default_factory=dict)
+    happened: list[Event] = field(default_factory=list)
 
     def hosts(self) -> list[Status]:
         return self.found
+
+    def events(self, after: str, limit: int) -> list[Event]:
+        return [e for e in self.happened if e.id > after][:limit]
 
     def outcomes(self) -> dict[str, int]:
         return {"placed": 1}
@@ -115,7 +129,7 @@ def test_what_is_not_there_is_told_in_a_line(serve: Serve) -> None:
 
 
 def test_the_cluster_tells_prometheus_where_its_hosts_are(serve: Serve) -> None:
-    hosts = [Status("id-a", "a"), Status("id-b", "b", alive=False, reason="gone")]
+    hosts = [Status("id-a", "a"), Status("id-b", "b", alive=False, cores=0)]
     where = {"id-a": "127.0.0.1:1", "id-b": "127.0.0.1:2", "cluster": "127.0.0.1:3"}
     _, address = serve(serve_cluster, Cluster(hosts, where))
     # The first look is under way while it starts to listen.
@@ -139,7 +153,7 @@ def test_a_cluster_that_fails_is_shown_as_nothing() -> None:
         def hosts(self) -> list[Status]:
             raise RuntimeError("Ray is going down")
 
-    assert look_at(Broken()) == ClusterFacts()
+    assert look_at(Broken(), MigrationBook()) == ClusterFacts()
 
 
 def test_two_hosts_on_a_machine_do_not_fight_for_the_usual_port(
@@ -176,3 +190,48 @@ def test_listening_everywhere_is_announced_under_an_address_others_reach(
     assert server.address.startswith("0.0.0.0:")
     assert said.partition(":")[0] != server.address.partition(":")[0]
     assert get(said, "/healthz")[0] == 200
+
+
+def test_a_host_in_maintenance_is_up_and_a_silent_one_is_not() -> None:
+    hosts = [
+        Status("a", "rests", maintenance=True),
+        Status("b", "silent", cores=0),
+        Status("c", "gone", alive=False),
+    ]
+    facts = look_at(Cluster(hosts), MigrationBook())
+    assert [(h.up, h.maintenance) for h in facts.hosts] == [
+        (True, True),
+        (False, False),
+        (False, False),
+    ]
+
+
+def test_migrations_are_counted_once_each_from_the_event_log() -> None:
+    report = MigrationReport("web", "a", "b", "moved", total_s=1.5, downtime_s=0.04, bytes_sent=700)
+    moved = {"move": "m1", "report": report.as_dict()}
+    cluster = Cluster(
+        happened=[
+            Event("1", "migration_started"),
+            Event("2", "migration_moved", moved),
+            Event("3", "migration_failed", {"report": {"bytes_sent": 30}}),
+        ]
+    )
+    book = MigrationBook()
+    for _ in range(2):
+        facts = look_at(cluster, book)
+    cluster.happened.append(Event("4", "migration_cancelled"))
+    facts = look_at(cluster, book)
+    text = ClusterCollector(lambda: facts).page().text().decode()
+    for line in (
+        'rayvisor_cluster_migrations_total{outcome="moved"} 1',
+        'rayvisor_cluster_migrations_total{outcome="failed"} 1',
+        'rayvisor_cluster_migrations_total{outcome="cancelled"} 1',
+        "rayvisor_cluster_migration_sent_bytes_total 730",
+        'rayvisor_cluster_migration_duration_seconds_bucket{le="1.0"} 0',
+        'rayvisor_cluster_migration_duration_seconds_bucket{le="2.0"} 1',
+        'rayvisor_cluster_migration_downtime_seconds_bucket{le="0.05"} 1',
+        'rayvisor_cluster_migration_downtime_seconds_bucket{le="+Inf"} 1',
+        "rayvisor_cluster_migration_downtime_seconds_sum 0.04",
+        "rayvisor_cluster_migration_downtime_seconds_count 1",
+    ):
+        assert f"{line}\n" in text
