@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
 from ray.exceptions import (
@@ -13,16 +13,17 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from rayvisor.actors.names import NAMESPACE, vm_actor_name
+from rayvisor.actors.errors import ActorAwayError, ActorGoneError
+from rayvisor.actors.ledger import read_placement
+from rayvisor.actors.names import NAMESPACE
+from rayvisor.actors.store import RayStore
 from rayvisor.vmm.errors import ClusterError, RayvisorError
 
+if TYPE_CHECKING:
+    from rayvisor.actors.records import Placement
+    from rayvisor.migration.report import Progress
 
-class ActorGoneError(ClusterError):
-    """There is no such actor, or it has died."""
-
-
-class ActorAwayError(ClusterError):
-    """The actor cannot be reached now: it is starting again, or the network is down."""
+PROGRESS_S: Final = 1.0
 
 
 def answer(reference: Any, timeout_s: float) -> Any:  # noqa: ANN401 - Ray's have no static type
@@ -65,15 +66,38 @@ def put(value: object) -> Any:  # noqa: ANN401 - as above
 
 
 def find_vm(name: str) -> Any:  # noqa: ANN401 - as above
-    """The actor of a VM.
+    """The actor that has a VM now, by the placement record.
+
+    Raises:
+        ActorGoneError: there is none.
+    """
+    placement = read_placement(RayStore(), name)
+    if placement is None or not placement.actor:
+        raise ActorGoneError(f"there is no process of VM {name!r}")
+    return find_actor(placement.actor)
+
+
+def find_actor(name: str) -> Any:  # noqa: ANN401 - as above
+    """The actor of that name.
 
     Raises:
         ActorGoneError: there is none.
     """
     try:
-        return ray.get_actor(vm_actor_name(name), namespace=NAMESPACE)
+        return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
-        raise ActorGoneError(f"there is no process of VM {name!r}") from None
+        raise ActorGoneError(f"actor {name} is gone") from None
+
+
+def migration_progress(placement: Placement) -> Progress | None:
+    """Where the migration in `placement` stands; None when that is not known."""
+    move = placement.moving
+    try:
+        source = find_actor(move.origin.actor)
+        found = answer(source.migration_progress.remote(move.id), PROGRESS_S)
+    except ClusterError:
+        return None
+    return cast("Progress | None", found)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rayvisor.actors.records import Capacity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VCPUS_PER_CORE: Final = 8
 """vCPUs promised for each core: a guest that waits for input sleeps in HLT."""
 
 RESERVE_BYTES: Final = 512 << 20
 """Memory kept for the system and for Ray, or a tenth of it all where that is less."""
+
+CORES_RESOURCE: Final = "rayvisor_cores"
+MEMORY_RESOURCE: Final = "rayvisor_memory"
+"""Custom resources of a Ray node: what of it VMs may have, in cores and bytes. All if not set."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -27,6 +34,13 @@ def measure(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> Capacity:
     return Capacity(
         cores=cores, vcpus=cores * VCPUS_PER_CORE, memory_bytes=memory_bytes - reserve_bytes
     )
+
+
+def limited(measured: Capacity, resources: Mapping[str, float]) -> Capacity:
+    """What is left of `measured` when the Ray node keeps VMs to a part of it."""
+    cores = int(min(measured.cores, max(1, resources.get(CORES_RESOURCE, math.inf))))
+    memory_bytes = min(measured.memory_bytes, resources.get(MEMORY_RESOURCE, math.inf))
+    return Capacity(cores, cores * VCPUS_PER_CORE, int(memory_bytes))
 
 
 def memory_now(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> tuple[int, int]:

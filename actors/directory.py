@@ -12,14 +12,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
+from rayvisor.actors.events import EventKind, EventLog
 from rayvisor.actors.ledger import Ledger, read_end, write_end
-from rayvisor.actors.placing import choose_host, footprint_bytes
+from rayvisor.actors.placing import choose_host, footprint_bytes, named
 from rayvisor.actors.records import (
     Capacity,
     GuestStatus,
     HostStatus,
     LastWords,
     Placement,
+    Spot,
     VmRequest,
     VmState,
     VmStatus,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_MAINTENANCE: Final = "maintenance/"
 LAST_WORDS_WAIT_S: Final = 1.0
 """How long a host may take to say how a VM's process ended, once Ray says that it did."""
 
@@ -75,14 +78,17 @@ class Carrier(Protocol[BootT_contra]):
     def is_alive(self, host_id: str) -> bool:
         """Whether the machine is part of the cluster."""
 
-    def ask(self, names: Sequence[str]) -> Sequence[Answer]:
-        """The status of each VM, all at once."""
+    def ask(self, spots: Sequence[Spot]) -> Sequence[Answer]:
+        """The status of the VM in each process, all at once."""
+
+    def prepare(self, placement: Placement) -> Spot:
+        """An empty process on the host that the VM is to be made on, or moves to."""
 
     def start(self, placement: Placement, boot: BootT_contra) -> GuestStatus:
-        """Start the VM on its host; nothing is left of it when this raises."""
+        """Start the VM in the process that it was given."""
 
-    def kill(self, placement: Placement) -> None:
-        """End the VM's process and return once it has ended. Harmless when there is none."""
+    def kill(self, spot: Spot) -> None:
+        """End a VM's process and return once it has ended. Harmless when there is none."""
 
 
 class Directory(Generic[BootT_contra]):
@@ -96,23 +102,30 @@ class Directory(Generic[BootT_contra]):
     ) -> None:
         self._store = store
         self._carrier = carrier
-        self._ledger = Ledger(store)
+        self.ledger = self._ledger = Ledger(store)
+        """The placement record."""
+        self.placing = threading.Lock()
+        """Held while a host is chosen and room on it set aside."""
+        self._events = EventLog(store)
         self._pause_s = pause_s
-        self._placing = threading.Lock()
         self._outcomes: Counter[str] = Counter(placed=0, refused=0, failed=0)
         for placement in self._ledger.placements():
             if not placement.pid:  # whoever was creating it died with the directory before
-                carrier.kill(placement)
+                carrier.kill(placement.spot)
                 self._ledger.release(placement.name, placement.token)
 
     def hosts(self) -> list[HostStatus]:
         """Every host, by name, with what is promised to VMs."""
         placements = self._ledger.placements()
+        maintained_ids = {k.removeprefix(_MAINTENANCE) for k in self._store.keys(_MAINTENANCE)}
         found = []
         for node in self._carrier.nodes():
             here = [p.request for p in placements if p.host_id == node.host_id]
             if not node.alive and not here:
                 continue
+            arriving = [p.request for p in placements if _room_elsewhere(p) == node.host_id]
+            promised = here + arriving
+            maintained = node.host_id in maintained_ids
             has = node.capacity or Capacity(0, 0, 0)
             found.append(
                 HostStatus(
@@ -122,14 +135,35 @@ class Directory(Generic[BootT_contra]):
                     alive=node.alive,
                     cores=has.cores,
                     vcpus=has.vcpus,
-                    vcpus_used=sum(r.cpus for r in here),
+                    vcpus_used=sum(r.cpus for r in promised),
                     memory_bytes=has.memory_bytes,
-                    memory_used_bytes=sum(footprint_bytes(r) for r in here),
+                    memory_used_bytes=sum(footprint_bytes(r) for r in promised),
                     vms=len(here),
-                    reason=node.reason,
+                    reason=node.reason or ("in maintenance" if maintained else ""),
+                    maintenance=maintained,
+                    arriving=len(arriving),
                 )
             )
         return sorted(found, key=lambda h: (h.name, h.host_id))
+
+    def set_maintenance(self, host: str, *, on: bool) -> HostStatus:
+        """Have a host take no more VMs, or take them again; gives the host.
+
+        Raises:
+            PlacementError: there is no such host.
+        """
+        with self.placing:
+            found = named(host, self.hosts())
+            key = _MAINTENANCE + found.host_id
+            if on:
+                self._store.put(key, b"1")
+            else:
+                self._store.delete(key)
+        if on != found.maintenance:
+            kind = EventKind.MAINTENANCE_BEGUN if on else EventKind.MAINTENANCE_ENDED
+            text = f"host {found.name} {'is in maintenance' if on else 'takes VMs again'}"
+            self._events.write(kind, text, host=found.name)
+        return next(h for h in self.hosts() if h.host_id == found.host_id)
 
     def check_free(self, name: str) -> None:
         """Raise NameTakenError when there is a VM of that name."""
@@ -143,7 +177,7 @@ class Directory(Generic[BootT_contra]):
             PlacementError: no host has room.
             RayvisorError: the VM could not be started; nothing is left of it.
         """
-        with self._placing:
+        with self.placing:
             self._ledger.check_free(request.name)
             try:
                 host = choose_host(request, self.hosts())
@@ -152,14 +186,22 @@ class Directory(Generic[BootT_contra]):
                 raise
             placement = self._ledger.reserve(request, host.host_id, host.name)
         try:
+            spot = self._carrier.prepare(placement)
+            placement = self._ledger.assign(request.name, placement.token, spot.actor)
             guest = self._carrier.start(placement, boot)
             placement = self._ledger.confirm(request.name, placement.token, guest.pid)
         except BaseException:
-            self._carrier.kill(placement)
+            self._carrier.kill(placement.spot)
             self._ledger.release(request.name, placement.token)
             self._outcomes["failed"] += 1
             raise
         self._outcomes["placed"] += 1
+        self._events.write(
+            EventKind.VM_CREATED,
+            f"VM {request.name} was created on {host.name}",
+            vm=request.name,
+            host=host.name,
+        )
         _log.info("VM %s is on host %s", request.name, host.name)
         return _describe(placement, guest, None)
 
@@ -195,12 +237,17 @@ class Directory(Generic[BootT_contra]):
             )
         # Forgotten first, so that its host does not write down how a removed VM ended.
         self._ledger.release(name, placement.token)
-        self._carrier.kill(placement)
+        self._carrier.kill(placement.spot)
+        if placement.move is not None:
+            self._carrier.kill(placement.move.target)
+        self._events.write(
+            EventKind.VM_REMOVED, f"VM {name} was removed", vm=name, host=placement.host_name
+        )
         return status
 
     def _statuses(self, placements: Sequence[Placement]) -> list[VmStatus]:
         placed = [p for p in placements if p.pid]
-        answers = dict(zip(placed, self._carrier.ask([p.name for p in placed]), strict=True))
+        answers = dict(zip(placed, self._carrier.ask([p.spot for p in placed]), strict=True))
         return [
             _describe(p, answer, self._last_words(p, answer))
             for p in placements
@@ -230,11 +277,19 @@ class Directory(Generic[BootT_contra]):
         return words
 
 
+def _room_elsewhere(placement: Placement) -> str | None:
+    """The host, beside the one it is on, that has room set aside for it."""
+    move = placement.move
+    if move is None:
+        return None
+    return move.origin.host_id if move.committed else move.target.host_id
+
+
 _ENDED = {VmState.STOPPED, VmState.HALTED, VmState.EXITED, VmState.CRASHED}
 
 
 def _describe(placement: Placement, answer: Answer | None, words: LastWords | None) -> VmStatus:
-    request = placement.request
+    request, move = placement.request, placement.move
     state, reason, uptime_s, exit_status = VmState.CREATING, "", 0.0, None
     if words is not None:
         state, reason = words.state, words.reason
@@ -257,4 +312,5 @@ def _describe(placement: Placement, answer: Answer | None, words: LastWords | No
         uptime_s=uptime_s,
         reason=reason,
         exit_status=exit_status,
+        moving_to=move.target.host_name if move is not None and not move.committed else "",
     )

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from rayvisor.actors.errors import MovedError
 from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Report, VmState
 from rayvisor.vmm.debug.census import census_as_dict
 from rayvisor.vmm.debug.disasm import Instruction, disassemble_at
@@ -56,24 +57,54 @@ class Guest:
         forget: Callable[[], None],
     ) -> None:
         self._vm = vm
-        self._token = token
+        self.token = token
+        """The fencing token it runs under; another one after a migration that failed late."""
         self._remember = remember
         self._forget = forget
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopped = self._left = False
         self._started_s = 0.0
         self._entered: Counter[str] = Counter()
         self._ended_s: float | None = None
         self._watch: threading.Thread | None = None
+
+    @property
+    def vm(self) -> Vm:
+        """What runs."""
+        return self._vm
+
+    @property
+    def started_unix_s(self) -> float:
+        """When it was started, or reset."""
+        return time.time() - (time.monotonic() - self._started_s)
 
     def start(self) -> None:
         """Power on."""
         with self._lock:
             self._start(self._vm.start)
 
+    def take_over(self, started_unix_s: float) -> None:
+        """It has come from elsewhere, where it was started then, and goes on here."""
+        with self._lock:
+            self._start(lambda: None)
+            self._started_s = time.monotonic() - (time.time() - started_unix_s)
+
+    def hold(self) -> None:
+        """Let nobody start or stop the guest until `let_go`: it stands still to be moved."""
+        self._lock.acquire()
+
+    def let_go(self) -> None:
+        """See `hold`."""
+        self._lock.release()
+
+    def leave(self) -> None:
+        """It runs elsewhere from now on: whoever asks here is sent there (MovedError)."""
+        self._left = True
+
     def stop(self) -> GuestStatus:
         """Power off, wherever the guest is. Harmless when it has ended."""
         with self._lock:
+            self._require_here()
             watch = self._watch
             if self._state().is_live:
                 self._stopped = True
@@ -85,6 +116,7 @@ class Guest:
     def reset(self) -> GuestStatus:
         """Reboot: load the boot source again and start over, also after the guest has ended."""
         with self._lock:
+            self._require_here()
             if self._state().is_live:
                 self._vm.reset()
                 self._started_s = time.monotonic()
@@ -97,9 +129,10 @@ class Guest:
 
     def status(self) -> GuestStatus:
         """Where it stands."""
+        self._require_here()
         state = self._state()
         return GuestStatus(
-            token=self._token,
+            token=self.token,
             state=state,
             pid=os.getpid(),
             uptime_s=self._uptime_s(),
@@ -114,13 +147,16 @@ class Guest:
         """
         console = self._vm.console
         # Asked before reading: what a guest says last is in the chunk that says it is over.
-        live = self._state().is_live
-        wait_s = timeout_s if live else 0.0
+        live = self._left or self._state().is_live
+        wait_s = timeout_s if live and not self._left else 0.0
         first, data = console.read(max(offset, 0), max_bytes=max_bytes, timeout_s=wait_s)
+        if not data:  # none is left out: the guest says more elsewhere
+            self._require_here()
         return ConsoleChunk(first, data, live)
 
     def console_offsets(self) -> tuple[int, int]:
         """The console's output that is kept, as (first, end) byte offsets."""
+        self._require_here()
         return self._vm.console.start_offset, self._vm.console.end_offset
 
     def send_console(self, data: bytes) -> None:
@@ -129,14 +165,20 @@ class Guest:
         Raises:
             MachineStateError: the guest has ended.
         """
+        self._require_here()
         state = self._state()
         if not state.is_live:
             raise MachineStateError(f"nobody reads this console: the guest is {state.value}")
-        self._vm.console.send(data)
+        try:
+            self._vm.console.send(data)
+        except MachineStateError:
+            self._require_here()
+            raise
 
     def wait(self, timeout_s: float) -> GuestStatus | None:
         """Where it stands once the guest has ended, or None after `timeout_s` seconds."""
         power = self._vm.wait(timeout_s)
+        self._require_here()
         watch = self._watch
         if power is None or watch is None:
             return None
@@ -148,22 +190,25 @@ class Guest:
         return measure(
             self._vm,
             state=self._state(),
-            token=self._token,
-            started_unix_s=time.time() - (time.monotonic() - self._started_s),
+            token=self.token,
+            started_unix_s=self.started_unix_s,
             entered=self._entered,
             image=image,
         )
 
     def report(self) -> Report:
         """The VM's report."""
+        self._require_here()
         return self._vm.report()
 
     def exits(self) -> ExitCensus:
         """The exit census."""
+        self._require_here()
         return self._vm.exits()
 
     def exit_sites(self, limit: int) -> Report:
         """The exit census with the instructions it came from, in JSON's terms."""
+        self._require_here()
         machine = self._vm.machine
         return self._vm.call(
             lambda: census_as_dict(
@@ -173,10 +218,15 @@ class Guest:
 
     def disassemble(self, address: int | None, count: int) -> list[Instruction]:
         """At most `count` instructions at a linear address (None: at RIP)."""
+        self._require_here()
         machine = self._vm.machine
         return self._vm.call(
             lambda: disassemble_at(machine.cpu_state(), machine.ram.read, address, count)
         )
+
+    def _require_here(self) -> None:
+        if self._left:
+            raise MovedError(f"VM {self._vm.machine.spec.name!r} is in another process now")
 
     def _start(self, start: Callable[[], None]) -> None:
         self._stopped = False
@@ -189,6 +239,8 @@ class Guest:
 
     def _see_it_end(self) -> None:
         self._vm.wait()
+        if self._left:
+            return
         self._ended_s = time.monotonic()
         state = self._state()
         self._entered[state] += 1

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
 from rayvisor.actors import services, stats
+from rayvisor.actors.capacity import limited
 from rayvisor.actors.hosting import Host
+from rayvisor.actors.pool import Pool
 from rayvisor.actors.store import RayStore
-from rayvisor.actors.vm import VmSpawner
 from rayvisor.actors.watch import ProcessWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rayvisor.actors.records import Capacity, GuestStatus, Placement
+    from rayvisor.actors.records import Capacity, GuestStatus, Placement, Spot
     from rayvisor.vmm.spec import BootSource
     from rayvisor.vmm.stats import HostStats
 
@@ -26,9 +27,16 @@ class HostActor:
     def __init__(self) -> None:
         here = ray.get_runtime_context()
         node_id = here.get_node_id()
+        resources = next(n["Resources"] for n in _nodes() if n["NodeID"] == node_id)
+        pool = Pool(node_id, RayStore())
         self._host: Host[Sequence[ray.ObjectRef[BootSource]]] = Host(
-            node_id, RayStore(), VmSpawner(node_id), ProcessWatch()
+            node_id,
+            RayStore(),
+            pool,
+            ProcessWatch(),
+            limits=lambda measured: limited(measured, resources),
         )
+        pool.fill()
         place = stats.folder(here.get_temp_dir(), here.get_session_name(), node_id)
         self._meter = stats.HostMeter(node_id, place)
         services.start(services.HOST, self, RayStore(), node_id)
@@ -48,6 +56,14 @@ class HostActor:
         """See `Host.start_vm`."""
         return self._host.start_vm(placement, boot)
 
+    def prepare_vm(self, placement: Placement) -> Spot:
+        """See `Host.prepare_vm`."""
+        return self._host.prepare_vm(placement)
+
     def finish_vm(self, pid: int) -> None:
         """See `Host.finish_vm`."""
         self._host.finish_vm(pid)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return cast("Any", ray.nodes)()  # type: ignore[no-any-return]

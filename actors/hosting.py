@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from rayvisor.actors import capacity
+from rayvisor.actors.events import EventKind, EventLog
 from rayvisor.actors.ledger import StaleTokenError, read_end, read_placement, write_end
-from rayvisor.actors.records import Capacity, GuestStatus, LastWords, Placement, VmState
+from rayvisor.actors.records import Capacity, GuestStatus, LastWords, Placement, Spot, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +30,11 @@ BootT_contra = TypeVar("BootT_contra", contravariant=True)
 class Spawner(Protocol[BootT_contra]):
     """Makes processes that hold one VM each."""
 
-    def spawn(self, placement: Placement, boot: BootT_contra) -> GuestStatus:
-        """Start a VM in a process of its own on this host; nothing is left when it raises."""
+    def prepare(self) -> Spot:
+        """An empty process on this host."""
+
+    def boot(self, placement: Placement, boot: BootT_contra) -> GuestStatus:
+        """Start a VM in the process that it was given."""
 
 
 class Watch(Protocol):
@@ -51,31 +56,40 @@ class Host(Generic[BootT_contra]):
         store: KeyValueStore,
         spawner: Spawner[BootT_contra],
         watch: Watch,
+        limits: Callable[[Capacity], Capacity] = lambda measured: measured,
     ) -> None:
         self._host_id = host_id
         self._store = store
         self._spawner = spawner
         self._watch = watch
+        self._limits = limits
         self.vms_started = 0
         """VMs it has started."""
         self.vm_failures = 0
         """VMs whose process ended without being told to."""
+        self._events = EventLog(store)
         for key in store.keys("vm/"):
             placement = read_placement(store, key.removeprefix("vm/"))
-            if placement is not None and placement.host_id == host_id and placement.pid:
-                self._keep_an_eye_on(placement, placement.pid)
+            if placement is None:
+                continue
+            spots = {placement.spot}
+            if placement.move is not None:
+                spots |= {placement.move.origin, placement.move.target}
+            for spot in spots:
+                if spot.host_id == host_id and spot.pid:
+                    self._keep_an_eye_on(placement, spot.pid)
 
     def capacity(self) -> Capacity:
         """What this host has for VMs."""
-        return capacity.measure()
+        return self._limits(capacity.measure())
 
     def start_vm(self, placement: Placement, boot: BootT_contra) -> GuestStatus:
-        """Start the VM in a process of its own.
+        """Start the VM in the process that it was given.
 
         Raises:
             StaleTokenError: the ledger holds another host or token for it, so that a request
                 that was long under way never starts a second copy.
-            RayvisorError: what the VM's process raised; nothing is left of it.
+            RayvisorError: what the VM's process raised.
         """
         current = read_placement(self._store, placement.name)
         if current is None or (current.host_id, current.token) != (
@@ -85,11 +99,26 @@ class Host(Generic[BootT_contra]):
             raise StaleTokenError(
                 f"VM {placement.name!r} is not placed on this host under token {placement.token}"
             )
-        status = self._spawner.spawn(placement, boot)
+        status = self._spawner.boot(placement, boot)
         self.vms_started += 1
         _log.info("VM %s runs in process %d", placement.name, status.pid)
-        self._keep_an_eye_on(placement, status.pid)
         return status
+
+    def prepare_vm(self, placement: Placement) -> Spot:
+        """A process on this host for a VM that is to be made, or moves here.
+
+        Raises:
+            StaleTokenError: the ledger does not send it here, or not any more.
+        """
+        current = read_placement(self._store, placement.name)
+        if current is None or (current.token, current.move) != (placement.token, placement.move):
+            raise StaleTokenError(f"VM {placement.name!r} is elsewhere by now")
+        target = current.spot if current.move is None else current.move.target
+        if target.host_id != self._host_id:
+            raise StaleTokenError(f"VM {placement.name!r} is not for this host")
+        spot = replace(self._spawner.prepare(), host_name=target.host_name)
+        self._keep_an_eye_on(placement, spot.pid)
+        return spot
 
     def finish_vm(self, pid: int) -> None:
         """Return once a VM's process, which was told to end, has ended."""
@@ -99,10 +128,20 @@ class Host(Generic[BootT_contra]):
         def ended(reason: str) -> None:
             name, token = placement.name, placement.token
             current = read_placement(self._store, name)
-            if current is None or current.token != token:
+            if current is None:
                 return  # removed: nobody asks how
+            # While it is being made its pid is not known yet; after a migration that came back
+            # its token is another.
+            if (current.host_id, current.pid) != (self._host_id, pid) and not (
+                current.token == token and not current.pid
+            ):
+                return  # it is elsewhere
+            token = current.token
             if read_end(self._store, name, token) is None:
                 self.vm_failures += 1
+                self._events.write(
+                    EventKind.VM_FAILED, f"VM {name}: {reason}", vm=name, host=current.host_name
+                )
                 _log.warning("VM %s: %s", name, reason)
                 now_s = time.time()
                 words = LastWords(VmState.FAILED, reason, now_s, now_s - placement.created_unix_s)

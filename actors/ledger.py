@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from rayvisor.actors.records import LastWords, Placement, VmRequest
-from rayvisor.vmm.errors import ClusterError, UnknownVmError
+from rayvisor.actors.records import LastWords, Move, Placement, Spot, VmRequest
+from rayvisor.migration.errors import OwnershipLostError
+from rayvisor.vmm.errors import ClusterError, MigrationError, UnknownVmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,10 @@ class Ledger:
             placement = read_placement(store, key.removeprefix("vm/"))
             if placement is not None:
                 self._placements[placement.name] = placement
-        greatest = max((p.token for p in self._placements.values()), default=0)
+        greatest = max(
+            (max(p.token, p.move.token if p.move else 0) for p in self._placements.values()),
+            default=0,
+        )
         self._token = max(greatest, int(store.get("token") or b"0"))
 
     def placements(self) -> list[Placement]:
@@ -79,7 +83,7 @@ class Ledger:
         with self._lock:
             placement = self._placements.get(name)
         if placement is None:
-            raise UnknownVmError(f"no VM is called {name!r}; `rayvisor ls` lists them")
+            raise _unknown(name)
         return placement
 
     def check_free(self, name: str) -> None:
@@ -100,6 +104,15 @@ class Ledger:
                 Placement(request, self._next_token(), host_id, host_name, self._now_s())
             )
 
+    def assign(self, name: str, token: int, actor: str) -> Placement:
+        """A new VM is made by this actor.
+
+        Raises:
+            StaleTokenError: the VM was removed or placed anew in the meantime.
+        """
+        with self._lock:
+            return self._write(replace(self._owned(name, token), actor=actor))
+
     def confirm(self, name: str, token: int, pid: int) -> Placement:
         """The host runs the VM in process `pid`.
 
@@ -117,6 +130,140 @@ class Ledger:
                 self._store.delete(f"vm/{name}")
                 self._store.delete(f"end/{name}")
                 del self._placements[name]
+
+    def begin_move(self, name: str, move_id: str, host_id: str, host_name: str) -> Placement:
+        """Set room aside for the VM on another host, and the token it will have there.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+            MigrationError: it moves already, or is still being made.
+        """
+        with self._lock:
+            found = self._placements.get(name)
+            if found is None:
+                raise _unknown(name)
+            if found.move is not None:
+                raise MigrationError(
+                    f"VM {name!r} is on its way to host {found.move.target.host_name} already:"
+                    f" wait for that, or `rayvisor migrate {name} --cancel`"
+                )
+            if not found.pid:
+                raise MigrationError(f"VM {name!r} is still being made: try again in a moment")
+            target = Spot(host_id, host_name)
+            move = Move(move_id, self._next_token(), found.token, found.spot, target)
+            return self._write(replace(found, move=move))
+
+    def aim(self, name: str, move_id: str, actor: str, pid: int) -> Placement:
+        """The VM goes to this process.
+
+        Raises:
+            MigrationError: that migration is over.
+        """
+        with self._lock:
+            found, move = self._moving(name, move_id)
+            target = replace(move.target, actor=actor, pid=pid)
+            return self._write(replace(found, move=replace(move, target=target)))
+
+    def commit(self, name: str, token: int, actor: str) -> int:
+        """The destination of a migration takes the VM. Idempotent.
+
+        Args:
+            name: the VM.
+            token: under which the source has it.
+            actor: who asks.
+
+        Returns:
+            The VM's new token.
+
+        Raises:
+            OwnershipLostError: the source has gone back on it, or `actor` never was to get it.
+        """
+        with self._lock:
+            found = self._placements.get(name)
+            move = None if found is None else found.move
+            if (
+                found is None
+                or move is None
+                or (move.origin_token, move.target.actor) != (token, actor)
+            ):
+                raise OwnershipLostError(f"VM {name!r} is not to be had under token {token}")
+            if not move.committed:
+                there = move.target
+                self._write(
+                    replace(
+                        found,
+                        token=move.token,
+                        host_id=there.host_id,
+                        host_name=there.host_name,
+                        actor=there.actor,
+                        pid=there.pid,
+                        move=replace(move, committed=True),
+                    )
+                )
+            return move.token
+
+    def take_back(self, name: str, token: int, actor: str, *, revert: bool) -> int:
+        """The source of a migration goes on with the VM. Idempotent.
+
+        Args:
+            name: the VM.
+            token: under which the source had it.
+            actor: who asks.
+            revert: also when the destination has taken it: its process has ended.
+
+        Returns:
+            The VM's new token.
+
+        Raises:
+            OwnershipLostError: the destination has it, or somebody else.
+        """
+        with self._lock:
+            found = self._placements.get(name)
+            if found is not None:
+                move = found.move
+                if (found.took_back, found.actor) == (token, actor):
+                    return found.token
+                if (found.token, found.actor) == (token, actor):
+                    again = replace(found, token=self._next_token(), move=None, took_back=token)
+                    return self._write(again).token
+                if (
+                    revert
+                    and move is not None
+                    and (move.origin_token, move.origin.actor) == (token, actor)
+                ):
+                    here = move.origin
+                    again = replace(
+                        found,
+                        token=self._next_token(),
+                        host_id=here.host_id,
+                        host_name=here.host_name,
+                        actor=here.actor,
+                        pid=here.pid,
+                        move=None,
+                        took_back=token,
+                    )
+                    return self._write(again).token
+            raise OwnershipLostError(f"VM {name!r} belongs to somebody else than token {token}")
+
+    def end_move(self, name: str, move_id: str) -> Placement | None:
+        """The migration is over: who has not committed by now never will.
+
+        Returns:
+            The placement as it was before, with the move; None if that was over already.
+        """
+        with self._lock:
+            try:
+                found, _ = self._moving(name, move_id)
+            except MigrationError:
+                return None
+            self._write(replace(found, move=None))
+            return found
+
+    def _moving(self, name: str, move_id: str) -> tuple[Placement, Move]:
+        found = self._placements.get(name)
+        if found is None or found.move is None or found.move.id != move_id:
+            raise MigrationError(f"this migration of VM {name!r} is over")
+        return found, found.move
 
     def _check_free(self, name: str) -> None:
         taken = self._placements.get(name)
@@ -141,6 +288,10 @@ class Ledger:
         self._store.put(f"vm/{placement.name}", _PLACEMENT.dump_json(placement))
         self._placements[placement.name] = placement
         return placement
+
+
+def _unknown(name: str) -> UnknownVmError:
+    return UnknownVmError(f"no VM is called {name!r}; `rayvisor ls` lists them")
 
 
 def read_placement(store: KeyValueStore, name: str) -> Placement | None:

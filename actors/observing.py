@@ -9,12 +9,15 @@ from ray.exceptions import RayError
 
 from rayvisor.actors import services
 from rayvisor.actors.calls import answer
-from rayvisor.actors.cluster import cluster_actor, host_actor
+from rayvisor.actors.carrier import host_actor
+from rayvisor.actors.cluster import cluster_actor
+from rayvisor.actors.events import EventLog
 from rayvisor.actors.store import RayStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rayvisor.actors.events import Event
     from rayvisor.vmm.stats import HostStats
 
 ANSWER_S: Final = 3.0
@@ -42,3 +45,8 @@ def outcomes() -> dict[str, int]:
 def service_addresses() -> dict[str, str]:
     """Where the services of this Ray cluster are; see `services.addresses`."""
     return services.addresses(RayStore())
+
+
+def events() -> list[Event]:
+    """What happened, as far as it is kept, oldest first."""
+    return EventLog(RayStore()).read()

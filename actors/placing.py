@@ -28,7 +28,7 @@ def choose_host(request: VmRequest, hosts: Sequence[HostStatus]) -> HostStatus:
     Raises:
         PlacementError: no host with that name, or no host with room; with the numbers.
     """
-    candidates = _named(request, hosts) if request.host else list(hosts)
+    candidates = [named(request.host, hosts)] if request.host else list(hosts)
     fits = [h for h in candidates if _shortage(request, h) is None]
     if fits:
         return min(fits, key=lambda h: (h.memory_used_bytes - h.memory_bytes, h.name))
@@ -45,13 +45,17 @@ def choose_host(request: VmRequest, hosts: Sequence[HostStatus]) -> HostStatus:
     )
 
 
-def _named(request: VmRequest, hosts: Iterable[HostStatus]) -> list[HostStatus]:
-    wanted = request.host or ""
+def named(wanted: str, hosts: Iterable[HostStatus]) -> HostStatus:
+    """The host of that name, or with that unambiguous start of an id.
+
+    Raises:
+        PlacementError: there is none, or there are several.
+    """
     hosts = list(hosts)
     found = [h for h in hosts if h.name == wanted]
     found = found or [h for h in hosts if h.host_id.startswith(wanted)]
     if len(found) == 1:
-        return found
+        return found[0]
     known = ", ".join(sorted(h.name for h in hosts)) or "none"
     what = f"{len(found)} hosts' ids start with" if found else "no host is called"
     raise PlacementError(f"{what} {wanted!r}; hosts: {known} (`rayvisor hosts`)")

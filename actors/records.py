@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from rayvisor.vmm.errors import MigrationError
+
 
 class VmState(StrEnum):
     """What `ls` shows of a VM."""
@@ -45,12 +47,41 @@ class VmRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Spot:
+    """A process that has a VM, or is to get it: its host, its actor's name, its pid."""
+
+    host_id: str
+    host_name: str
+    actor: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A migration, as the ledger knows it.
+
+    `token` is set aside for the destination; the VM has it once `committed`. Until then it has
+    `origin_token`.
+    """
+
+    id: str
+    token: int
+    origin_token: int
+    origin: Spot
+    target: Spot
+    committed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Who runs a VM. The cluster's ledger is the one place where this is decided.
 
     `token` is the fencing token: every placement of a VM has a greater one than all before, and
     a host runs a vCPU only for the token that the ledger holds for it.
-    `pid` is 0 until the host has confirmed that the VM runs.
+    `actor` is empty until a process has been chosen for it, and `pid` is 0 until the host has
+    confirmed that the VM runs there.
+    `took_back` is the token under which the source of a migration asked for its VM and got
+    `token`: when it asks again, because it did not hear the answer, it gets the same one.
     """
 
     request: VmRequest
@@ -59,6 +90,25 @@ class Placement:
     host_name: str
     created_unix_s: float
     pid: int = 0
+    actor: str = ""
+    move: Move | None = None
+    took_back: int | None = None
+
+    @property
+    def spot(self) -> Spot:
+        """The process that has the VM."""
+        return Spot(self.host_id, self.host_name, self.actor, self.pid)
+
+    @property
+    def moving(self) -> Move:
+        """The migration it is in.
+
+        Raises:
+            MigrationError: it is in none.
+        """
+        if self.move is None:
+            raise MigrationError(f"VM {self.name!r} does not move")
+        return self.move
 
     @property
     def name(self) -> str:
@@ -102,6 +152,10 @@ class HostStatus:
     vms: int = 0
     reason: str = ""
     """Why it takes no VM; empty when it does."""
+    maintenance: bool = False
+    """It was evacuated, or is being: it takes no VM until it is resumed."""
+    arriving: int = 0
+    """VMs on their way here; they are counted in what is used, not in `vms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +186,8 @@ class VmStatus:
     uptime_s: float
     reason: str = ""
     exit_status: int | None = None
+    moving_to: str = ""
+    """The host it is on its way to."""
 
 
 @dataclass(frozen=True, slots=True)

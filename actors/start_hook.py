@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ray._private import services
+from ray._private import ray_constants, services
 
 if TYPE_CHECKING:
     from ray._private.parameter import RayParams
 
 
-def lighten(params: RayParams, _head: bool) -> None:
-    """Start neither of two processes that nobody here connects to.
+def lighten(params: RayParams, head: bool) -> None:
+    """Start neither of two processes that nobody here connects to, and stay on the loopback.
 
     One serves Ray Client, on a port of its own. The other is the dashboard's, which Ray starts,
     at 80 MiB and a second of processor time, to report usage even where no dashboard is wanted;
@@ -20,7 +20,16 @@ def lighten(params: RayParams, _head: bool) -> None:
     params.ray_client_server_port = None
     if not params.include_dashboard:
         services.start_api_server = _start_nothing
+    if not head:
+        # By the switch that keeps a head node on the loopback address, Ray refuses others to join:
+        # in this process, which starts one and ends, both are had.
+        ray_constants.ENABLE_RAY_CLUSTER = True
+        services.get_node_ip_address = _loopback
 
 
 def _start_nothing(*_args: object, **_options: object) -> tuple[str, None]:
     return "", None
+
+
+def _loopback(_address: str | None = None) -> str:
+    return "127.0.0.1"

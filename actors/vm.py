@@ -1,88 +1,209 @@
-"""The VM actor: one process, one VM."""
+"""The VM actor: one process, one VM, or none yet."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayvisor.actors import stats
-from rayvisor.actors.calls import answer
-from rayvisor.actors.ledger import forget_end, write_end
-from rayvisor.actors.names import CONSOLE_GROUP, INPUT_GROUP, NAMESPACE, vm_actor_name
+from rayvisor.actors.calls import answer, find_actor
+from rayvisor.actors.ledger import StaleTokenError, forget_end, read_placement, write_end
+from rayvisor.actors.names import CONSOLE_GROUP, INPUT_GROUP, MOVE_GROUP
+from rayvisor.actors.ownership import RayOwnership
 from rayvisor.actors.store import RayStore
-from rayvisor.vmm.errors import MachineStateError
+from rayvisor.vmm.errors import MachineStateError, MigrationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rayvisor.actors.departure import Departure
     from rayvisor.actors.guest import Guest
+    from rayvisor.actors.landing import Berth
     from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Placement, Report
+    from rayvisor.migration.config import MigrationConfig
+    from rayvisor.migration.report import MigrationReport, Progress
     from rayvisor.vmm.debug.disasm import Instruction
     from rayvisor.vmm.exits import ExitCensus
     from rayvisor.vmm.spec import BootSource
 
-CONTROL_THREADS = 8
-CONSOLE_THREADS = 32
+CONTROL_THREADS: Final = 8
+MOVE_THREADS: Final = 4
+CONSOLE_THREADS: Final = 32
 """Long polls of consoles, each of which holds a thread while it waits."""
+
+RECEIVE_S: Final = 30.0
 
 
 class VmActor:
-    """Ray shell around `Guest`: marshals calls, adds no behaviour."""
+    """Ray shell around `Guest`, `Departure` and `Landing`: marshals calls, adds no behaviour.
 
-    def __init__(self, placement: Placement) -> None:
-        self._placement = placement
-        self._started: Guest | None = None
+    It starts empty, with all that a VM needs imported, and gets its VM later: by `boot`, or by
+    `receive` from another process.
+    """
+
+    def __init__(self) -> None:
+        # In the VM's process alone: hosts need neither the engine nor the chips.
+        from rayvisor.vmm.core.library import load_engine
+
+        load_engine()
+        self._here = ray.get_runtime_context()
+        self._actor_name = cast("str", self._here.get_actor_name())
+        self._name = ""
+        self._image = ""
+        self._held: Guest | None = None
         self._teller: stats.Teller | None = None
+        self._departure: Departure | None = None
+        self._departing = threading.Lock()
 
-    def boot(self, boot: Sequence[ray.ObjectRef[BootSource]]) -> GuestStatus:
+    def ping(self) -> int:
+        """The pid of this process."""
+        return os.getpid()
+
+    def boot(self, placement: Placement, boot: Sequence[ray.ObjectRef[BootSource]]) -> GuestStatus:
         """Make the machine and start it.
 
         The boot source comes as a reference inside a list, which Ray passes on as it is: the
         bytes go from the object store to this process alone.
         """
-        # Imported in the VM's process alone: hosts need neither the engine nor the chips.
+        guest = self._make(placement, placement.token, boot)
+        guest.start()
+        self._hold(guest)
+        return self.status()
+
+    def receive(
+        self,
+        placement: Placement,
+        boot: Sequence[ray.ObjectRef[BootSource]],
+        started_unix_s: float,
+    ) -> Berth:
+        """Make the machine, empty, and wait for the VM that moves here."""
+        from rayvisor.actors.landing import Landing
+
+        move = placement.move
+        if move is None or move.target.actor != self._actor_name:
+            raise MigrationError(f"VM {placement.name!r} does not move to this process")
+        guest = self._make(placement, move.token, boot)
+        self._held = guest
+        ownership = RayOwnership(self._actor_name)
+        ownership.reach()
+        landing = Landing(
+            guest.vm,
+            guest,
+            ownership,
+            started_unix_s=started_unix_s,
+            on_running=lambda: self._tell_stats(guest),
+        )
+        return landing.listen(ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group=MOVE_GROUP)
+    def migrate(self, placement: Placement, config: MigrationConfig | None) -> MigrationReport:
+        """Move the guest of this process; see `Departure.run`.
+
+        Args:
+            placement: the VM's, with the move.
+            config: None to join a migration that was begun before.
+
+        Raises:
+            MigrationFailedError: it stays here.
+            MigrationError: there is no such migration to join.
+        """
+        from rayvisor.actors.departure import Departure
+
+        guest = self._guest
+        with self._departing:
+            departure = self._departure
+            if departure is None or departure.id != placement.moving.id:
+                if config is None:
+                    raise MigrationError(f"VM {self._name!r}: this migration was never begun")
+                departure = self._departure = Departure(placement)
+            else:
+                config = None
+        if config is None:
+            return departure.wait()
+        try:
+            report = departure.run(
+                guest,
+                lambda: self._ask_for_berth(placement, guest),
+                RayOwnership(self._actor_name),
+                config,
+            )
+        except BaseException:
+            self._token_changed(placement.token, guest)
+            raise
+        if self._teller is not None:
+            self._teller.stop()
+        guest.vm.close()
+        return report
+
+    def cancel_migration(self, move_id: str) -> bool:
+        """Call a migration off; whether there is such a one."""
+        departure = self._departure
+        if departure is None or departure.id != move_id:
+            return False
+        departure.cancel()
+        return True
+
+    def migration_progress(self, move_id: str) -> Progress | None:
+        """Where a migration stands; None when nothing is known of it."""
+        departure = self._departure
+        return departure.progress if departure is not None and departure.id == move_id else None
+
+    def _ask_for_berth(self, placement: Placement, guest: Guest) -> Berth:
+        target = find_actor(placement.moving.target.actor)
+        boot = [ray.put(guest.vm.machine.spec.boot)]
+        call = target.receive.remote(placement, boot, guest.started_unix_s)
+        return cast("Berth", answer(call, RECEIVE_S))
+
+    def _make(
+        self, placement: Placement, token: int, boot: Sequence[ray.ObjectRef[BootSource]]
+    ) -> Guest:
         from rayvisor.actors.guest import Guest
         from rayvisor.vmm.spec import MachineSpec
         from rayvisor.vmm.vm import Vm
 
-        placement, request, store = self._placement, self._placement.request, RayStore()
-
-        def remember(words: LastWords) -> None:
-            write_end(store, placement.name, placement.token, words)
-            if self._teller is not None:
-                self._teller.tell()
-
+        request, store = placement.request, RayStore()
+        self._name, self._image = request.name, request.image
         spec = MachineSpec(
             memory_bytes=request.memory_bytes,
             boot=ray.get(boot[0]),
             cpus=request.cpus,
             name=request.name,
         )
-        self._started = Guest(
-            Vm(spec),
-            placement.token,
-            remember=remember,
-            forget=lambda: forget_end(store, placement.name),
+
+        def remember(words: LastWords) -> None:
+            write_end(store, request.name, guest.token, words)
+            if self._teller is not None:
+                self._teller.tell()
+
+        guest = Guest(
+            Vm(spec), token, remember=remember, forget=lambda: forget_end(store, request.name)
         )
-        self._started.start()
-        self._tell_stats(self._started)
-        return self._started.status()
+        return guest
+
+    def _hold(self, guest: Guest) -> None:
+        self._held = guest
+        self._tell_stats(guest)
 
     def _tell_stats(self, guest: Guest) -> None:
         """Have the host see what this VM counts."""
-        here = ray.get_runtime_context()
+        here = self._here
         place = stats.folder(here.get_temp_dir(), here.get_session_name(), here.get_node_id())
-        image = self._placement.request.image
-        self._teller = stats.Teller(place, self._placement.token, lambda: guest.stats(image))
+        self._teller = stats.Teller(place, guest.token, lambda: guest.stats(self._image))
         self._teller.start()
+
+    def _token_changed(self, before: int, guest: Guest) -> None:
+        if guest.token != before and self._teller is not None:
+            self._teller.stop()
+            self._tell_stats(guest)
 
     @property
     def _guest(self) -> Guest:
-        if self._started is None:
-            raise MachineStateError(f"VM {self._placement.name!r} is still being built")
-        return self._started
+        if self._held is None:
+            raise MachineStateError(f"VM {self._name!r} is still being built")
+        return self._held
 
     def status(self) -> GuestStatus:
         """See `Guest.status`."""
@@ -93,8 +214,12 @@ class VmActor:
         return self._guest.stop()
 
     def reset(self) -> GuestStatus:
-        """See `Guest.reset`."""
-        return self._guest.reset()
+        """See `Guest.reset`. A vCPU that may start again runs only under the VM's token."""
+        guest = self._guest
+        current = read_placement(RayStore(), self._name)
+        if current is not None and current.token != guest.token and current.move is None:
+            raise StaleTokenError(f"VM {self._name!r} is not this process's any more")
+        return guest.reset()
 
     def report(self) -> Report:
         """See `Guest.report`."""
@@ -132,32 +257,7 @@ class VmActor:
         self._guest.send_console(data)
 
 
-_REMOTE = cast("Any", ray.remote)(
-    concurrency_groups={CONSOLE_GROUP: CONSOLE_THREADS, INPUT_GROUP: 1}
+REMOTE: Final = cast("Any", ray.remote)(
+    concurrency_groups={CONSOLE_GROUP: CONSOLE_THREADS, INPUT_GROUP: 1, MOVE_GROUP: MOVE_THREADS}
 )(VmActor)
-
-
-class VmSpawner:
-    """Makes VM actors on one Ray node."""
-
-    def __init__(self, node_id: str, timeout_s: float = 60.0) -> None:
-        self._strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        self._timeout_s = timeout_s
-
-    def spawn(self, placement: Placement, boot: Sequence[ray.ObjectRef[BootSource]]) -> GuestStatus:
-        """Start a VM in a process of its own; nothing is left when it raises."""
-        actor = _REMOTE.options(
-            name=vm_actor_name(placement.name),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=0,
-            max_concurrency=CONTROL_THREADS,
-            scheduling_strategy=self._strategy,
-        ).remote(placement)
-        try:
-            started = answer(actor.boot.remote(list(boot)), self._timeout_s)
-        except BaseException:
-            ray.kill(actor)
-            raise
-        return cast("GuestStatus", started)
+"""`VmActor` as Ray makes it."""

@@ -12,13 +12,10 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from rayvisor.migration.errors import TransportError
 from rayvisor.migration.frames import MAX_FRAME_BYTES
-
-if TYPE_CHECKING:
-    from rayvisor.migration.arrival import Arrival
 
 _LENGTH: Final = struct.Struct(">I")
 BUFFER_BYTES: Final = 4 << 20
@@ -117,7 +114,17 @@ class SocketTransport:
             self._connection.close()
 
 
-def serve(connection: socket.socket, arrival: Arrival) -> None:
+class Receiver(Protocol):
+    """What a destination does with frames: an `Arrival`, or what stands before one."""
+
+    def feed(self, frame: bytes | bytearray) -> list[bytes]:
+        """Take a frame; the replies."""
+
+    def disconnected(self) -> None:
+        """The source is gone."""
+
+
+def serve(connection: socket.socket, arrival: Receiver) -> None:
     """The destination's end: feed `arrival` until the source has gone. Owns the socket."""
     _tune(connection)
     reader = _Reader(connection)

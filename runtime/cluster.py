@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from rayvisor.runtime import boot, cluster_file, local_ray
+from rayvisor.runtime import boot, cluster_file, local_hosts, local_ray, migrating
 from rayvisor.runtime.units import parse_bytes
 from rayvisor.runtime.vm_handle import VmHandle
 from rayvisor.vmm.errors import ClusterError, ConfigError, RayvisorError
@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from rayvisor.actors.records import HostStatus, VmStatus
+    from rayvisor.actors.events import Event
+    from rayvisor.actors.moves import MoveEnd
+    from rayvisor.actors.records import HostStatus, Placement, VmStatus
+    from rayvisor.migration.config import MigrationConfig
+    from rayvisor.migration.report import Progress
     from rayvisor.runtime.api import VmSpec
     from rayvisor.runtime.cluster_file import ClusterFile
+    from rayvisor.runtime.migrating import Evacuation
 
 NO_CLUSTER = "no cluster: run `rayvisor up`"
 CALL_S = 30.0
@@ -54,6 +59,7 @@ class Cluster:
         address: str | None = None,
         *,
         object_store: str = "256M",
+        hosts: int | None = None,
         cpus: int | None = None,
         dashboard: bool = False,
         working_dir: str | None = None,
@@ -65,6 +71,8 @@ class Cluster:
             address: Join the Ray at HOST:PORT, or "auto" for the one this machine is part of,
                 instead of starting one.
             object_store: Shared memory for Ray's objects, of a Ray that is started.
+            hosts: How many hosts this machine is split into, each with its share of cores and
+                memory and a Ray node of its own; 1 if left out.
             cpus: Cores that Ray hands out to tasks of others, of a Ray that is started.
             dashboard: Start Ray's dashboard on the loopback address.
             working_dir: A folder that holds `rayvisor`, to be sent to the hosts of a Ray that is
@@ -75,6 +83,12 @@ class Cluster:
             ConfigError: the object store is none, or smaller than Ray needs.
             ClusterError: it cannot be started or joined; nothing is left half-made.
         """
+        if hosts is not None and (address is not None or not 1 <= hosts <= local_hosts.MAX_HOSTS):
+            raise ConfigError(
+                f"hosts {hosts}: a Ray that is joined has its own"
+                if address is not None
+                else f"hosts {hosts}: this machine can be 1 to {local_hosts.MAX_HOSTS} hosts"
+            )
         object_store_bytes = parse_bytes(object_store)
         if object_store_bytes < MIN_OBJECT_STORE_BYTES:
             raise ConfigError(f"object store of {object_store} is less than the 75M Ray needs")
@@ -82,6 +96,11 @@ class Cluster:
             found = cluster_file.load()
             if found is not None:
                 if _is_up(found) and (address is None or address == found.address):
+                    if hosts not in {None, found.hosts}:
+                        raise ConfigError(
+                            f"a cluster of {found.hosts} on this machine is up: run"
+                            f" `rayvisor down` before one of {hosts}"
+                        )
                     cluster = cls(found)
                     cluster._join(found, progress)
                     return cluster
@@ -95,6 +114,7 @@ class Cluster:
             if address is None:
                 file = local_ray.start(
                     object_store_bytes=object_store_bytes,
+                    hosts=hosts or 1,
                     cpus=cpus,
                     dashboard=dashboard,
                     progress=progress,
@@ -261,6 +281,54 @@ class Cluster:
         """
         return cast("VmStatus", self._call("remove", name, force=force))
 
+    def evacuate(
+        self,
+        host: str,
+        *,
+        timeout: float | str | None = None,
+        on_event: Callable[[str], None] = _say_nothing,
+    ) -> Evacuation:
+        """Put a host in maintenance and move everything off it; see `migrating.evacuate`."""
+        return migrating.evacuate(self, host, timeout=timeout, on_event=on_event)
+
+    def resume_host(self, host: str) -> HostStatus:
+        """End a host's maintenance: it takes VMs again.
+
+        Raises:
+            PlacementError: there is no such host.
+        """
+        return self.set_maintenance(host, on=False)
+
+    def set_maintenance(self, host: str, *, on: bool) -> HostStatus:
+        """Have a host take no more VMs, or take them again."""
+        return cast("HostStatus", self._call("set_maintenance", host, on=on))
+
+    def events(self, after: str = "", limit: int = 1000) -> list[Event]:
+        """What happened, oldest first: the last `limit` events after the one with id `after`."""
+        return cast("list[Event]", self._call("events", after, limit))
+
+    def start_move(self, name: str, host: str | None, config: MigrationConfig) -> Placement:
+        """Begin to move a VM; `VmHandle.migrate` also waits for it."""
+        return cast("Placement", self._call("start_move", name, host, config, timeout_s=CREATE_S))
+
+    def move_end(self, move_id: str, timeout_s: float) -> MoveEnd | None:
+        """How a migration ended, or None after `timeout_s` seconds."""
+        return cast("MoveEnd | None", self._call("move_end", move_id, timeout_s))
+
+    def move_progress(self, placement: Placement) -> Progress | None:
+        """Where a migration stands; None when that is not known."""
+        from rayvisor.actors.calls import migration_progress
+
+        return migration_progress(placement)
+
+    def cancel_migration(self, name: str) -> bool:
+        """Call a VM's migration off; whether one was under way.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        return bool(self._call("cancel_move", name))
+
     def _join(self, file: ClusterFile, progress: Callable[[str], None]) -> None:
         """Connect to Ray and make sure that the cluster actor and every host actor answer."""
         progress("connecting")
@@ -269,7 +337,7 @@ class Cluster:
         from rayvisor.actors.cluster import start_hosts
 
         start_hosts()
-        broken = [h for h in self.hosts() if h.reason]
+        broken = [h for h in self.hosts() if h.reason and h.alive and not h.maintenance]
         if broken:
             raise ClusterError(f"host {broken[0].name}: {broken[0].reason}")
 
@@ -282,7 +350,8 @@ class Cluster:
 
     def _call(self, method: str, *args: object, timeout_s: float = CALL_S, **kw: object) -> Any:  # noqa: ANN401
         """Call the cluster actor; again while a new one takes the place of one that died."""
-        from rayvisor.actors.calls import ActorAwayError, ActorGoneError, answer
+        from rayvisor.actors.calls import answer
+        from rayvisor.actors.errors import ActorAwayError, ActorGoneError
 
         deadline_s = time.monotonic() + timeout_s
         while True:

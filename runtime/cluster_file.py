@@ -37,6 +37,8 @@ class ClusterFile(BaseModel):
     dashboard_url: str = ""
     working_dir: str = ""
     started_unix_s: float = 0.0
+    hosts: int = 1
+    """How many hosts `up` split this machine into."""
 
 
 def folder() -> Path:

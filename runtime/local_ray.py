@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import rayvisor
-from rayvisor.runtime import cluster_file
+from rayvisor.runtime import cluster_file, local_hosts
 from rayvisor.runtime.cluster_file import ClusterFile
 from rayvisor.vmm.errors import ClusterError
 
@@ -43,29 +43,33 @@ def start(
     object_store_bytes: int,
     cpus: int | None,
     dashboard: bool,
+    hosts: int = 1,
     progress: Callable[[str], None],
     meanwhile: Callable[[ClusterFile], None] = lambda _cluster: None,
 ) -> ClusterFile:
-    """Start a head node and wait until it is ready; the file it writes says "starting".
+    """Start the nodes and wait until they are ready; the file it writes says "starting".
 
     `meanwhile` is called while it starts, on a thread of its own.
 
     Raises:
         ClusterError: Ray did not start; nothing is left of it.
     """
-    cluster = _prepare(dashboard=dashboard)
+    cluster = _prepare(dashboard=dashboard).model_copy(update={"hosts": hosts})
     try:
         progress("starting Ray on this machine")
         threading.Thread(target=meanwhile, args=(cluster,), daemon=True).start()
-        _run(
-            _command(
-                cluster, object_store_bytes=object_store_bytes, cpus=cpus, dashboard=dashboard
-            ),
-            _environment(cluster),
+        command = _command(
+            cluster, object_store_bytes=object_store_bytes, cpus=cpus, dashboard=dashboard
         )
+        share = local_hosts.shares(hosts)
+        first = {} if hosts == 1 else local_hosts.environment(cluster, 1)
+        run(command + local_hosts.options(1, share), {**_environment(cluster), **first})
         address = (Path(cluster.temp_dir) / "ray_current_cluster").read_text(encoding="ascii")
         cluster = cluster.model_copy(update={"address": address.strip()})
         cluster_file.save(cluster)
+        if hosts > 1:
+            progress(f"starting {hosts - 1} more hosts")
+            local_hosts.start_others(cluster, share, _environment(cluster), object_store_bytes, run)
     except BaseException:
         stop(cluster)
         raise
@@ -100,7 +104,12 @@ def processes(cluster: ClusterFile) -> list[int]:
 
 
 def _members(cluster: ClusterFile, sessions: set[int]) -> list[int]:
-    """Processes that carry the cluster's mark, or are in a session that `start` opened.
+    mark = f"{MARK}={cluster.cluster_id}"
+    return marked_processes(mark, sessions) if cluster.cluster_id else []
+
+
+def marked_processes(mark: str, sessions: set[int]) -> list[int]:
+    """Processes with `mark` in their environment, or in a session that `start` opened.
 
     Some of Ray's agents overwrite their environment, and its workers are in process groups of
     their own; but all of them stay in that session. It is known by a marked process in it, and
@@ -108,9 +117,6 @@ def _members(cluster: ClusterFile, sessions: set[int]) -> list[int]:
     somebody else's is one of the cluster, its neighbours are not. The sessions found are added
     to `sessions`, for the next call to know when the marked ones are gone.
     """
-    if not cluster.cluster_id:
-        return []
-    mark = f"{MARK}={cluster.cluster_id}".encode()
     session_of: dict[int, int] = {}
     marked: set[int] = set()
     for entry in Path("/proc").iterdir():
@@ -123,7 +129,7 @@ def _members(cluster: ClusterFile, sessions: set[int]) -> list[int]:
             if state in "ZX":
                 continue
             session_of[int(entry.name)] = int(session)
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
                 marked.add(int(entry.name))
     opened = {session_of[pid] for pid in marked} - {os.getsid(0)}
     sessions |= {leader for leader in opened if leader in marked or leader not in session_of}
@@ -194,9 +200,13 @@ def _command(
     return command
 
 
-def _run(command: list[str], env: dict[str, str]) -> None:
-    """Run `ray start`, which ends once the node is ready and leaves its processes behind."""
-    log = cluster_file.folder() / "start.log"
+def run(command: list[str], env: dict[str, str], name: str = "start") -> None:
+    """Run `ray start`, which ends once the node is ready and leaves its processes behind.
+
+    Raises:
+        ClusterError: it does not start.
+    """
+    log = cluster_file.folder() / f"{name}.log"
     with log.open("wb") as output:
         starter = subprocess.Popen(
             command,
@@ -221,6 +231,9 @@ def _environment(cluster: ClusterFile) -> dict[str, str]:
         **{k: v for k, v in os.environ.items() if k not in _NOT_INHERITED},
         **client_environment(cluster),
         MARK: cluster.cluster_id,
+        # A host that is killed is missed after three seconds of silence.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
         # The switch by which Ray stays on the loopback address, on any system.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_START_HOOK": "rayvisor.actors.start_hook.lighten",

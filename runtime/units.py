@@ -35,6 +35,24 @@ def parse_bytes(text: str) -> int:
     return int(whole) * scale + (-fraction if number.startswith("-") else fraction)
 
 
+_SPANS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0}
+_SPAN = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|us|s|min|h|)", re.ASCII)
+
+
+def parse_seconds(given: float | str) -> float:
+    """A span of time in seconds, from a number of them or from "30ms", "1.5s", "10min".
+
+    Raises:
+        ConfigError: not a span of time.
+    """
+    if not isinstance(given, str):
+        return float(given)
+    match = _SPAN.fullmatch(given.strip())
+    if match is None:
+        raise ConfigError(f"{given!r} is not a span of time: write it as 30ms, 1.5s or 10min")
+    return float(match[1]) * _SPANS[match[2]]
+
+
 def format_bytes(count: int) -> str:
     """A size as people read it: "256 MiB", "1.5 GiB", "12 B"."""
     for unit, scale in (("TiB", 1 << 40), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from rayvisor.runtime import migrating
 from rayvisor.runtime.console_link import ConsoleLink
 from rayvisor.runtime.expect import ExpectConsole
 from rayvisor.vmm.errors import ClusterError, MachineStateError, UnknownVmError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rayvisor.actors.records import ConsoleChunk, GuestStatus, Report, VmStatus
+    from rayvisor.migration.report import MigrationReport, Progress
     from rayvisor.vmm.debug.disasm import Instruction
     from rayvisor.vmm.exits import ExitCensus
 
 CALL_S = 30.0
 
 
-class Records(Protocol):
+class Records(migrating.Moving, Protocol):
     """Where the VMs of a cluster are known: a `rayvisor.Cluster`."""
 
     def status(self, name: str) -> VmStatus:
@@ -26,8 +31,18 @@ class Records(Protocol):
         """Forget the VM."""
 
 
+@dataclass(slots=True)
+class _Call:
+    """A call to a VM, which may have to be made again where the VM is by then."""
+
+    method: str
+    args: tuple[object, ...]
+    actor: Any
+    reference: Any
+
+
 class VmHandle:
-    """One VM of a cluster.
+    """One VM of a cluster, wherever it is.
 
     Example:
         >>> vm = cluster.vm("web")                  # doctest: +SKIP
@@ -135,41 +150,101 @@ class VmHandle:
             return False
         return True
 
-    def console_link(self) -> ConsoleLink[Any]:
-        """A reader of the console for one user, with a read always under way."""
+    def migrate(
+        self,
+        host: str | None = None,
+        *,
+        downtime: float | str | None = None,
+        bandwidth: float | str | None = None,
+        timeout: float | str | None = None,
+        post_copy: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> MigrationReport:
+        """Move it to another host while it runs.
 
-        def collect(reference: Any, timeout_s: float) -> ConsoleChunk | None:  # noqa: ANN401
+        Args:
+            host: a host's name, or an unambiguous start of its id; the one with most room if
+                it is left out.
+            downtime: how long the guest may stand still: seconds, or "30ms".
+            bandwidth: at most so much is sent while the guest runs: bytes a second, or "500M".
+            timeout: when to give up: seconds, or "2min".
+            post_copy: run there at once when nothing else helps.
+            on_progress: called ten times a second.
+
+        Raises:
+            MigrationFailedError: it has not moved, and runs on where it was; has the report.
+            MigrationError: it moves already, is on that host already, or does not run.
+            PlacementError: no such host, or no room.
+            ConfigError: a limit is malformed.
+        """
+        config = migrating.config_of(
+            downtime=downtime, bandwidth=bandwidth, timeout=timeout, post_copy=post_copy
+        )
+        return migrating.migrate(self._cluster, self.name, host, config, on_progress)
+
+    def cancel_migration(self) -> bool:
+        """Call its migration off, if one is under way; whether one was."""
+        return self._cluster.cancel_migration(self.name)
+
+    def console_link(self) -> ConsoleLink[Any]:
+        """A reader of the console for one user, with a read always under way.
+
+        It follows the VM: offsets are those of the guest's output, wherever it runs.
+        """
+
+        def collect(call: _Call, timeout_s: float) -> ConsoleChunk | None:
             from rayvisor.actors.calls import has_arrived
 
-            if not has_arrived(reference, timeout_s):
+            if not has_arrived(call.reference, timeout_s):
                 return None
-            return cast("ConsoleChunk", self._result(reference))
+            return cast("ConsoleChunk", self._answer(call))
 
         return ConsoleLink(
             lambda offset, size, wait_s: self._submit("read_console", offset, size, wait_s), collect
         )
 
-    def _submit(self, method: str, *args: object) -> Any:  # noqa: ANN401 - a Ray reference
-        from rayvisor.actors.calls import ActorGoneError, find_vm
+    def _submit(self, method: str, *args: object) -> _Call:
+        from rayvisor.actors.calls import find_vm
+        from rayvisor.actors.errors import ActorGoneError
 
         if self._actor is None:
             try:
                 self._actor = find_vm(self.name)
             except ActorGoneError:
                 raise self._gone() from None
-        return getattr(self._actor, method).remote(*args)
+        return _Call(method, args, self._actor, getattr(self._actor, method).remote(*args))
 
     def _call(self, method: str, *args: object) -> Any:  # noqa: ANN401 - as the method
-        return self._result(self._submit(method, *args))
+        return self._answer(self._submit(method, *args))
 
-    def _result(self, reference: Any) -> Any:  # noqa: ANN401 - as above
-        from rayvisor.actors.calls import ActorGoneError, answer
+    def _answer(self, call: _Call) -> Any:  # noqa: ANN401 - as the method
+        from rayvisor.actors.calls import answer
+        from rayvisor.actors.errors import ActorGoneError, MovedError
 
+        while True:
+            try:
+                return answer(call.reference, CALL_S)
+            except (ActorGoneError, MovedError):
+                self._follow(call)
+
+    def _follow(self, call: _Call) -> None:
+        """Make a call again where the VM is now, if that is not where it was.
+
+        Raises:
+            MachineStateError, UnknownVmError: it is nowhere else.
+        """
+        from rayvisor.actors.calls import find_vm
+        from rayvisor.actors.errors import ActorGoneError
+
+        self._actor = None
         try:
-            return answer(reference, CALL_S)
+            actor = find_vm(self.name)
         except ActorGoneError:
-            self._actor = None
             raise self._gone() from None
+        if actor == call.actor:
+            raise self._gone()
+        self._actor = call.actor = actor
+        call.reference = getattr(actor, call.method).remote(*call.args)
 
     def _gone(self) -> ClusterError | MachineStateError:
         """Why there is no process of this VM, as an error to raise."""

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
-from rayvisor.actors.cluster import cluster_actor, host_actor
+from rayvisor.actors.calls import find_vm
+from rayvisor.actors.carrier import host_actor
+from rayvisor.actors.cluster import cluster_actor
+from rayvisor.actors.errors import ActorGoneError
 from rayvisor.actors.ledger import NameTakenError
-from rayvisor.actors.names import NAMESPACE, vm_actor_name
 from rayvisor.runtime import cluster_file, local_ray
 from rayvisor.runtime.cluster import Cluster
 from rayvisor.runtime.expect import ExpectConsole
@@ -181,8 +183,8 @@ def test_refusals_leave_nothing(
         cluster.create(make_spec("broken", kernel=broken, format="auto"))
     assert "\n" not in str(caught.value)
     assert names(cluster) == ["taken"]
-    with pytest.raises(ValueError, match="Failed to look up actor"):
-        ray.get_actor(vm_actor_name("broken"), namespace=NAMESPACE)
+    with pytest.raises(ActorGoneError, match="no process of VM 'broken'"):
+        find_vm("broken")
     (host,) = cluster.hosts()
     assert host.vms == 1
 

@@ -14,6 +14,7 @@ from rayvisor.actors.records import (
     GuestStatus,
     LastWords,
     Placement,
+    Spot,
     VmRequest,
     VmState,
 )
@@ -47,8 +48,11 @@ class Carrier:
     def is_alive(self, host_id: str) -> bool:
         return any(n.host_id == host_id and n.alive for n in self.listed)
 
-    def ask(self, names: Sequence[str]) -> list[Answer]:
-        return [self.answers[name] for name in names]
+    def ask(self, spots: Sequence[Spot]) -> list[Answer]:
+        return [self.answers[spot.actor] for spot in spots]
+
+    def prepare(self, placement: Placement) -> Spot:
+        return Spot(placement.host_id, placement.host_name, placement.name, 99)
 
     def start(self, placement: Placement, boot: bytes) -> GuestStatus:
         if self.fails is not None:
@@ -56,8 +60,8 @@ class Carrier:
         self.answers[placement.name] = running(placement.token)
         return running(placement.token)
 
-    def kill(self, placement: Placement) -> None:
-        self.killed.append(placement.name)
+    def kill(self, spot: Spot) -> None:
+        self.killed.append(spot.actor)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from rayvisor.actors.hosting import Host
 from rayvisor.actors.ledger import Ledger, StaleTokenError, read_end, write_end
-from rayvisor.actors.records import GuestStatus, LastWords, Placement, VmRequest, VmState
+from rayvisor.actors.records import GuestStatus, LastWords, Placement, Spot, VmRequest, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 class Spawner:
     started: list[str] = field(default_factory=list)
 
-    def spawn(self, placement: Placement, boot: bytes) -> GuestStatus:
+    def prepare(self) -> Spot:
+        return Spot("me", "", "actor", 99)
+
+    def boot(self, placement: Placement, boot: bytes) -> GuestStatus:
         self.started.append(placement.name)
         return GuestStatus(placement.token, VmState.RUNNING, pid=99, uptime_s=0.0)
 
@@ -43,7 +46,9 @@ REQUEST = VmRequest("web", memory_bytes=64 << 20)
 def test_it_starts_what_the_ledger_gave_it(store: MemoryStore) -> None:
     spawner, watch = Spawner(), Watch()
     placement = Ledger(store).reserve(REQUEST, "me", "alpha")
-    assert Host("me", store, spawner, watch).start_vm(placement, b"").pid == 99
+    host = Host("me", store, spawner, watch)
+    assert host.prepare_vm(placement).pid == 99
+    assert host.start_vm(placement, b"").pid == 99
     assert spawner.started == ["web"]
     assert list(watch.watched) == [99]
 
@@ -71,7 +76,7 @@ def test_it_starts_nothing_of_another_host(store: MemoryStore) -> None:
 def test_a_process_that_ends_is_written_down(store: MemoryStore) -> None:
     watch = Watch()
     placement = Ledger(store).reserve(REQUEST, "me", "alpha")
-    Host("me", store, Spawner(), watch).start_vm(placement, b"")
+    Host("me", store, Spawner(), watch).prepare_vm(placement)
     watch.watched[99]("killed by SIGKILL")
     words = read_end(store, "web", placement.token)
     assert words is not None
@@ -81,7 +86,7 @@ def test_a_process_that_ends_is_written_down(store: MemoryStore) -> None:
 def test_it_does_not_talk_over_the_vm_itself(store: MemoryStore) -> None:
     watch = Watch()
     placement = Ledger(store).reserve(REQUEST, "me", "alpha")
-    Host("me", store, Spawner(), watch).start_vm(placement, b"")
+    Host("me", store, Spawner(), watch).prepare_vm(placement)
     own = LastWords(VmState.HALTED, "powered off", 1.0)
     write_end(store, "web", placement.token, own)
     watch.watched[99]("killed by SIGKILL")
@@ -91,7 +96,7 @@ def test_it_does_not_talk_over_the_vm_itself(store: MemoryStore) -> None:
 def test_it_is_silent_about_a_vm_that_was_removed(store: MemoryStore) -> None:
     ledger, watch = Ledger(store), Watch()
     placement = ledger.reserve(REQUEST, "me", "alpha")
-    Host("me", store, Spawner(), watch).start_vm(placement, b"")
+    Host("me", store, Spawner(), watch).prepare_vm(placement)
     ledger.release("web", placement.token)
     watch.watched[99]("killed by SIGKILL")
     assert store.keys("end/") == []

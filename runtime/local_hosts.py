@@ -1,0 +1,130 @@
+"""This machine as several hosts: one Ray node each, in a session of its own.
+
+A node's processes (its raylet, its agents, its workers and so its VMs) carry the host's name in
+their environment and are in one session, so that all of them can be ended at once, as when a
+machine dies. The first host also has Ray's control service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rayvisor.actors import capacity
+from rayvisor.vmm.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.runtime.cluster_file import ClusterFile
+
+MAX_HOSTS: Final = 16
+MARK: Final = "RAYVISOR_LOCAL_HOST"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What each of `hosts` hosts has of this machine."""
+
+    hosts: int
+    cores: int
+    memory_bytes: int
+
+
+def shares(hosts: int) -> Share:
+    """This machine in equal parts; each has a core at least."""
+    whole = capacity.measure()
+    return Share(hosts, max(1, whole.cores // hosts), whole.memory_bytes // hosts)
+
+
+def name_of(number: int) -> str:
+    """What host `number`, from 1, is called."""
+    return f"host-{number}"
+
+
+def options(number: int, share: Share) -> list[str]:
+    """What `ray start` is told of a host."""
+    if share.hosts == 1:
+        return []
+    resources = {
+        capacity.CORES_RESOURCE: share.cores,
+        capacity.MEMORY_RESOURCE: share.memory_bytes,
+    }
+    return [
+        f"--node-name={name_of(number)}",
+        f"--resources={json.dumps(resources)}",
+        *("--min-worker-port=0", "--max-worker-port=0"),
+    ]
+
+
+def environment(cluster: ClusterFile, number: int) -> dict[str, str]:
+    """What the processes of a host are known by."""
+    return {MARK: f"{cluster.cluster_id}/{name_of(number)}"}
+
+
+def start_others(
+    cluster: ClusterFile,
+    share: Share,
+    env: dict[str, str],
+    object_store_bytes: int,
+    run: Callable[[list[str], dict[str, str], str], None],
+) -> None:
+    """Start every host but the first, all at once.
+
+    Raises:
+        ClusterError: one does not start.
+    """
+    errors: list[Exception] = []
+
+    def start(number: int) -> None:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start"),
+            *(f"--address={cluster.address}", "--node-ip-address=127.0.0.1"),
+            *("--dashboard-agent-listen-port=0", f"--object-store-memory={object_store_bytes}"),
+            *("--include-log-monitor=false", "--disable-usage-stats"),
+            *("--log-style=record", "--log-color=false"),
+            *options(number, share),
+        ]
+        try:
+            run(command, {**env, **environment(cluster, number)}, f"start-{name_of(number)}")
+        except Exception as error:  # noqa: BLE001 - raised where it was asked for
+            errors.append(error)
+
+    threads = [threading.Thread(target=start, args=(n,)) for n in range(2, share.hosts + 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def processes(cluster: ClusterFile, name: str) -> list[int]:
+    """The processes of a host, as pids."""
+    from rayvisor.runtime.local_ray import marked_processes
+
+    return marked_processes(f"{MARK}={cluster.cluster_id}/{name}", set())
+
+
+def kill(cluster: ClusterFile, name: str) -> int:
+    """End a host as a machine dies: all of its processes at once; gives how many there were.
+
+    Raises:
+        ClusterError: there is no such host, or it has Ray's control service, without which the
+            whole cluster ends.
+    """
+    if name == name_of(1):
+        raise ClusterError(f"{name} has Ray's control service: `rayvisor down` ends the cluster")
+    found = processes(cluster, name)
+    if not found:
+        raise ClusterError(f"no process of host {name!r} runs on this machine")
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(found)
