@@ -1,0 +1,143 @@
+/* What a machine asks its vCPU about: RAM written, code translated, exits counted. */
+#include <stdlib.h>
+
+#include "codepages.h"
+#include "dirtylog.h"
+#include "vcpu_type.h"
+
+PyObject *vcpu_host_wrote(Vcpu *self, PyObject *args)
+{
+    unsigned long long offset, count;
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    if (!v || !PyArg_ParseTuple(args, "KK", &offset, &count))
+        return NULL;
+    if (offset > v->ram_bytes || count > v->ram_bytes - offset) {
+        PyErr_SetString(PyExc_ValueError, "outside RAM");
+        return NULL;
+    }
+    rv_codepages_invalidate(v, offset, count);
+    rv_dirtylog_mark(v, offset, count);
+    Py_RETURN_NONE;
+}
+
+PyObject *vcpu_code_bytes(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    (void)unused;
+    return v ? PyLong_FromSize_t(rv_vcpu_code_bytes(v)) : NULL;
+}
+
+PyObject *vcpu_trim(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    rv_vcpu_trim(v);
+    Py_RETURN_NONE;
+}
+
+PyObject *vcpu_start_dirty_log(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    if (rv_dirtylog_start(v))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+PyObject *vcpu_stop_dirty_log(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    rv_dirtylog_stop(v);
+    Py_RETURN_NONE;
+}
+
+PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    if (!v->dirty_pages) {
+        PyErr_SetString(rv_engine_error, "the dirty log is off: start it first");
+        return NULL;
+    }
+    size_t bytes = rv_dirtylog_bytes(v);
+    uint8_t *bitmap = malloc(bytes);
+    if (!bitmap)
+        return PyErr_NoMemory();
+    rv_dirtylog_harvest(v, bitmap);
+    PyObject *result = PyBytes_FromStringAndSize((const char *)bitmap, (Py_ssize_t)bytes);
+    free(bitmap);
+    return result;
+}
+
+/* (counts, unplaced, [(kind, detail, rip, count)], [(kind, detail, rip)]): the machine's thread,
+ * or while not running; another thread would see a site half written. */
+PyObject *vcpu_census(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    const struct rv_census *c = &v->census;
+    PyObject *counts = PyList_New(0), *sites = PyList_New(0), *recent = PyList_New(0);
+    bool ok = counts && sites && recent;
+    for (int i = 0; ok && i < RV_KINDS; i++) {
+        PyObject *n = PyLong_FromUnsignedLongLong(c->counts[i]);
+        ok = n && !PyList_Append(counts, n);
+        Py_XDECREF(n);
+    }
+    for (int i = 0; ok && c->sites && i < RV_CENSUS_SITES; i++) {
+        const struct rv_site *s = &c->sites[i];
+        if (!s->count)
+            continue;
+        PyObject *site = Py_BuildValue("IKKK", s->kind, s->detail, s->rip, s->count);
+        ok = site && !PyList_Append(sites, site);
+        Py_XDECREF(site);
+    }
+    uint64_t first = c->next > RV_CENSUS_RECENT ? c->next - RV_CENSUS_RECENT : 0;
+    for (uint64_t i = first; ok && i < c->next; i++) {
+        uint64_t slot = i % RV_CENSUS_RECENT;
+        PyObject *exit = Py_BuildValue("IKK", c->recent[slot].kind, c->recent[slot].detail,
+                                       c->recent[slot].rip);
+        ok = exit && !PyList_Append(recent, exit);
+        Py_XDECREF(exit);
+    }
+    PyObject *result = ok ? Py_BuildValue("OKOO", counts, c->unplaced, sites, recent) : NULL;
+    Py_XDECREF(counts);
+    Py_XDECREF(sites);
+    Py_XDECREF(recent);
+    return result;
+}
+
+/* Exits by kind. Any thread: each count is one aligned word that only ever grows. */
+PyObject *vcpu_exit_counts(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    PyObject *counts = v ? PyTuple_New(RV_KINDS) : NULL;
+    for (int i = 0; counts && i < RV_KINDS; i++) {
+        uint64_t count = __atomic_load_n(&v->census.counts[i], __ATOMIC_RELAXED);
+        PyObject *n = PyLong_FromUnsignedLongLong(count);
+        if (!n || PyTuple_SetItem(counts, i, n))
+            Py_CLEAR(counts);
+    }
+    return counts;
+}
+
+PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    rv_census_clear(&v->census);
+    Py_RETURN_NONE;
+}
