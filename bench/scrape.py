@@ -1,26 +1,21 @@
 """What a scrape of a host's metrics costs: a synthetic host of 100 VMs, and a real VM.
 
-    .venv/bin/python bench/scrape.py [--vms N] [--scrapes N] [--real]
-
-Each synthetic VM tells as a real one does, into a folder, under the number of this process; the
-scrape goes over HTTP. CPU is that of the whole process, both ends of the connection included.
-The budget is 20 ms and 1 % of a core for a scrape each 15 s, with the VMs' own telling.
+`python -m bench.scrape [--vms N] [--scrapes N]`. Each synthetic VM tells as a real one does, into
+a folder, under the number of this process; the scrape goes over HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import sys
 import tempfile
 import time
 import urllib.request
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from bench.report import Report, finish, median, take_precedence, verdict
 from rayvisor.actors.stats import TELL_EVERY_S, HostMeter, Teller
 from rayvisor.ops.collectors import HostCollector
 from rayvisor.ops.exposition import MetricsServer
@@ -62,39 +57,26 @@ def scrape(url: str) -> tuple[float, float, int]:
     return time.perf_counter() - begun_s, time.process_time() - begun_cpu_s, size
 
 
-def synthetic_host(vms: int, scrapes: int) -> dict[str, Any]:
-    """Scrapes of a host with so many VMs, and what one VM's telling costs."""
+def synthetic_host(vms: int, scrapes: int) -> tuple[list[tuple[float, float, int]], float]:
+    """Each scrape of a host with so many VMs, and the CPU seconds of one VM's telling."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        tellers = [Teller(place, i, partial(synthetic, i)) for i in range(1, vms + 1)]
+        tellers = [Teller(place, i, lambda i=i: synthetic(i)) for i in range(1, vms + 1)]
         begun_s = time.process_time()
         for teller in tellers:
             teller.tell()
         tell_cpu_s = (time.process_time() - begun_s) / vms
-        meter = HostMeter("synthetic", place)
-        server = MetricsServer(HostCollector(meter.measure))
+        server = MetricsServer(HostCollector(HostMeter("synthetic", place).measure))
         server.start()
         url = f"http://{server.address}/metrics"
         scrape(url)
         found = [scrape(url) for _ in range(scrapes)]
         server.stop()
-    cpu_s = statistics.median(c for _, c, _ in found)
-    core = cpu_s / SCRAPE_EVERY_S + vms * tell_cpu_s / TELL_EVERY_S
-    return {
-        "vms": vms,
-        "scrapes": scrapes,
-        "scrape_ms_median": 1e3 * statistics.median(s for s, _, _ in found),
-        "scrape_ms_max": 1e3 * max(s for s, _, _ in found),
-        "scrape_cpu_ms_median": 1e3 * cpu_s,
-        "scrape_cpu_ms_min": 1e3 * min(c for _, c, _ in found),
-        "bytes": found[-1][2],
-        "tell_cpu_us": 1e6 * tell_cpu_s,
-        "core_percent": 100 * core,
-    }
+    return found, tell_cpu_s
 
 
-def real_vm(tells: int) -> dict[str, Any]:
-    """What measuring and telling costs in a VM's own process while its guest spins."""
+def real_vm(tells: int) -> list[float]:
+    """CPU seconds of each telling in a VM's own process, while its guest spins."""
     vm = Vm(MachineSpec(8 << 20, BootSource(b"\xeb\xfe", format="flat"), name="spin"))
     vm.start()
     with tempfile.TemporaryDirectory() as folder:
@@ -103,29 +85,54 @@ def real_vm(tells: int) -> dict[str, Any]:
             1,
             lambda: measure(vm, state="running", token=1, started_unix_s=0.0, entered={}),
         )
-        begun_s, costs = time.perf_counter(), []
+        costs = []
         for _ in range(tells):
-            thread_s = time.thread_time()
+            begun_s = time.thread_time()
             teller.tell()
-            costs.append(time.thread_time() - thread_s)
-        wall_s = time.perf_counter() - begun_s
+            costs.append(time.thread_time() - begun_s)
     vm.close()
-    return {
-        "tells": tells,
-        "tell_cpu_us_median": 1e6 * statistics.median(costs),
-        "tell_wall_us_mean": 1e6 * wall_s / tells,
-    }
+    return costs
 
 
 def main() -> None:
-    """Measure, and print one JSON object."""
+    """Measure, and leave table and files behind."""
     parser = argparse.ArgumentParser(description="What a scrape costs.")
     parser.add_argument("--vms", type=int, default=100)
     parser.add_argument("--scrapes", type=int, default=30)
     options = parser.parse_args()
-    result = {"host": synthetic_host(options.vms, options.scrapes), "real_vm": real_vm(200)}
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    take_precedence()
+    found, tell_cpu_s = synthetic_host(options.vms, options.scrapes)
+    tells = real_vm(200)
+    wall_ms, cpu_ms = ([1e3 * one[i] for one in found] for i in (0, 1))
+    tells_us = [1e6 * cost for cost in tells]
+    scraping = 100 * median(cpu_ms) / 1e3 / SCRAPE_EVERY_S
+    telling = 100 * options.vms * median(tells) / TELL_EVERY_S
+    finish(
+        Report(
+            "scrape",
+            f"A scrape of a host with {options.vms} VMs",
+            ("what", "median", "worst"),
+            (
+                ("a scrape, ms", median(wall_ms), max(wall_ms)),
+                ("a scrape, ms of CPU", median(cpu_ms), max(cpu_ms)),
+                ("a synthetic VM tells, us of CPU", 1e6 * tell_cpu_s, None),
+                ("a real VM tells, us of CPU", median(tells_us), max(tells_us)),
+                ("scraping, % of a core", scraping, None),
+                ("the VMs' telling, % of a core", telling, None),
+                ("page, KiB", found[-1][2] / 1024, None),
+            ),
+            verdicts=(
+                verdict("a scrape", median(wall_ms), 20.0, " ms"),
+                verdict("scraping and telling", scraping + telling, 1.0, " % of a core"),
+            ),
+            notes=(
+                "no peer: what is measured is our own exporter",
+                f"a scrape each {SCRAPE_EVERY_S:.0f} s; a VM tells each {TELL_EVERY_S:.0f} s",
+                "CPU of both ends of the connection; the real VM's guest spins meanwhile",
+            ),
+            samples={"scrape_ms": wall_ms, "scrape_cpu_ms": cpu_ms, "tell_us": tells_us},
+        )
+    )
 
 
 if __name__ == "__main__":
