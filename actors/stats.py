@@ -54,6 +54,7 @@ class Teller:
 
     def __init__(self, place: Path, token: int, measure: Callable[[], VmStats]) -> None:
         self._path = place / f"{token}{_SUFFIX}"
+        self._fresh = self._path.with_suffix(".new")
         self._measure = measure
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -68,10 +69,12 @@ class Teller:
         with self._lock:
             try:
                 data = encode(self._measure())
-                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                fresh = self._path.with_suffix(".new")
-                fresh.write_bytes(data)
-                fresh.replace(self._path)
+                try:
+                    _write(self._fresh, data)
+                except FileNotFoundError:
+                    self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    _write(self._fresh, data)
+                self._fresh.replace(self._path)
             except (OSError, RayvisorError) as error:
                 _log.warning("statistics are not told: %s", error)
 
@@ -177,6 +180,14 @@ def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, _MAX_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
     finally:
         os.close(fd)
 

@@ -61,7 +61,7 @@ def synthetic_host(vms: int, scrapes: int) -> tuple[list[tuple[float, float, int
     """Each scrape of a host with so many VMs, and the CPU seconds of one VM's telling."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        tellers = [Teller(place, i, lambda i=i: synthetic(i)) for i in range(1, vms + 1)]
+        tellers = [Teller(place, i, partial(synthetic, i)) for i in range(1, vms + 1)]
         begun_s = time.process_time()
         for teller in tellers:
             teller.tell()
