@@ -50,7 +50,6 @@ void rv_update_hflags(void *env)
     if (cr0 & CR0_PE)
         h |= HF_PE;
     h |= (uint32_t)(cr0 << (HF_MP_SHIFT - 1)) & 7u << HF_MP_SHIFT; /* MP EM TS */
-    h |= (uint32_t)rflags & HF_FROM_RFLAGS;
     if (cr4 & CR4_OSFXSR)
         h |= HF_OSFXSR;
     if (cr4 & CR4_SMAP)

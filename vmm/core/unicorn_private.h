@@ -113,7 +113,7 @@ enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };
 #define HF_CS64 (1u << 15)
 #define HF_OSFXSR (1u << 22)
 #define HF_SMAP (1u << 23)
-/* TF, IOPL, RF, VM and AC stand at their RFLAGS positions */
+/* TF, IOPL, RF, VM and AC: the engine adds them from RFLAGS itself, and never takes them out */
 #define HF_FROM_RFLAGS ((1u << 8) | (3u << 12) | (1u << 16) | (1u << 17) | (1u << 18))
 #define HF2_GIF (1u << 0)
 #define HF2_NMI (1u << 2)
