@@ -24,7 +24,7 @@ from rayvisor.vmm.errors import ConfigError, RayvisorError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMAND_MODULES = ("run", "image", "cluster", "inspect", "monitor", "demo")
+COMMAND_MODULES = ("run", "image", "cluster", "migrate", "inspect", "monitor", "demo")
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -36,6 +36,8 @@ EPILOG = """
 Debian on this terminal, until `exit` or ctrl-]: [cyan]rayvisor run[/cyan]
 
 The same on Ray: [cyan]rayvisor up[/cyan], then [cyan]rayvisor create web[/cyan] and [cyan]rayvisor console web[/cyan]
+
+Two hosts, and a VM that moves while it runs: [cyan]rayvisor up --hosts 2[/cyan], [cyan]rayvisor create web[/cyan], [cyan]rayvisor migrate web[/cyan]
 
 From nothing to a shell, step by step: [cyan]rayvisor demo[/cyan]
 

@@ -58,6 +58,10 @@ def up(
             metavar="HOST:PORT", help="Join this Ray instead of starting one; auto finds it."
         ),
     ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--hosts", metavar="N", help="Split this machine into so many hosts."),
+    ] = None,
     object_store: Annotated[
         str, typer.Option(metavar="SIZE", help="Shared memory for Ray's objects.")
     ] = "256M",
@@ -72,6 +76,7 @@ def up(
 ) -> None:
     """Start a Ray on this machine and a host on it, or join a Ray that runs. Harmless twice.
 
+    With --hosts this machine stands for several, each with its share and processes of its own.
     It listens on the loopback address only and asks for a token that up makes.
     """
     from rayvisor.runtime.cluster import Cluster
@@ -80,15 +85,16 @@ def up(
     with step("Bringing the cluster up", quiet=as_json) as progress:
         cluster = Cluster.up(
             address,
+            hosts=count,
             object_store=object_store,
             dashboard=dashboard,
             working_dir=None if working_dir is None else str(working_dir),
             progress=progress,
         )
-        count = len(cluster.hosts())
+        found = len(cluster.hosts())
     result = {
         "address": cluster.address,
-        "hosts": count,
+        "hosts": found,
         "started": cluster.started,
         "dashboard_url": cluster.dashboard_url,
     }
@@ -97,7 +103,7 @@ def up(
         first = "The cluster is up" if cluster.started else "The cluster was up already"
         where = f" ([cyan]{cluster.dashboard_url}[/cyan])" if cluster.dashboard_url else ""
         return (
-            f"{first} at {cluster.address}: {count} host{'s' * (count != 1)}{where}.\n"
+            f"{first} at {cluster.address}: {found} host{'s' * (found != 1)}{where}.\n"
             "Next: [cyan]rayvisor create NAME[/cyan], [cyan]rayvisor console NAME[/cyan];"
             " [cyan]rayvisor down[/cyan] ends it."
         )

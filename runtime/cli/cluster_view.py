@@ -40,9 +40,15 @@ def host_table(hosts: list[HostStatus]) -> RenderableType:
             f"{host.vcpus_used} of {host.vcpus}",
             f"{used} of {has}",
             str(host.vms),
-            Text(host.reason, "red") if host.reason else Text("ready", "green"),
+            _readiness(host),
         )
     return table
+
+
+def _readiness(host: HostStatus) -> Text:
+    if not host.reason:
+        return Text("ready", "green")
+    return Text(host.reason, "yellow" if host.maintenance and host.alive else "red")
 
 
 def vm_table(vms: list[VmStatus]) -> RenderableType:
@@ -54,7 +60,7 @@ def vm_table(vms: list[VmStatus]) -> RenderableType:
         table.add_row(
             vm.name,
             _state(vm.state),
-            vm.host,
+            f"{vm.host} → {vm.moving_to}" if vm.moving_to else vm.host,
             format_bytes(vm.memory_bytes),
             format_duration(vm.uptime_s),
             Text(vm.reason),
@@ -72,6 +78,7 @@ def vm_details(vm: VmStatus, report: dict[str, Any] | None) -> RenderableType:
         ("reason", Text(vm.reason)),
         ("exit status", "" if vm.exit_status is None else str(vm.exit_status)),
         ("host", vm.host),
+        ("moving to", vm.moving_to),
         ("process", str(vm.pid or "")),
         ("memory", format_bytes(vm.memory_bytes)),
         ("vCPUs", str(vm.cpus)),

@@ -94,13 +94,35 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.update(before)
 
 
+CONNECTED: list[Cluster] = []
+"""The cluster of one host, while it is up."""
+
+
 @pytest.fixture(scope="session")
 def cluster(home: Path) -> Iterator[Cluster]:
     """A cluster that is up."""
     with Cluster.up(object_store="100M") as made:
         assert made.started
         assert home in cluster_file.folder().parents
+        CONNECTED.append(made)
         yield made
+        CONNECTED.remove(made)
+
+
+@pytest.fixture(scope="module")
+def two_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Another cluster, of two hosts; this process leaves the first one meanwhile."""
+    for other in CONNECTED:
+        other.close()
+    before = dict(os.environ)
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("two"))
+    with Cluster.up(hosts=2, object_store="100M") as made:
+        assert home not in cluster_file.folder().parents
+        yield made
+    os.environ.clear()
+    os.environ.update(before)
+    if CONNECTED:
+        Cluster.connect()
 
 
 @pytest.fixture
