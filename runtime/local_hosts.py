@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rayvisor.runtime.cluster_file import ClusterFile
 
 MAX_HOSTS: Final = 16
+RESTARTED_OBJECT_STORE_BYTES: Final = 256 << 20
 MARK: Final = "RAYVISOR_LOCAL_HOST"
 
 
@@ -82,27 +83,56 @@ def start_others(
     """
     errors: list[Exception] = []
 
-    def start(number: int) -> None:
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start"),
-            *(f"--address={cluster.address}", "--node-ip-address=127.0.0.1"),
-            *("--dashboard-agent-listen-port=0", f"--object-store-memory={object_store_bytes}"),
-            *("--include-log-monitor=false", "--disable-usage-stats"),
-            *("--log-style=record", "--log-color=false"),
-            *options(number, share),
-        ]
+    def start_one(number: int) -> None:
         try:
-            run(command, {**env, **environment(cluster, number)}, f"start-{name_of(number)}")
+            _start(cluster, number, share, env, object_store_bytes, run)
         except Exception as error:  # noqa: BLE001 - raised where it was asked for
             errors.append(error)
 
-    threads = [threading.Thread(target=start, args=(n,)) for n in range(2, share.hosts + 1)]
+    threads = [threading.Thread(target=start_one, args=(n,)) for n in range(2, share.hosts + 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
+
+
+def start(cluster: ClusterFile, number: int) -> None:
+    """Start a host again that has died. It comes back empty, as another Ray node.
+
+    Raises:
+        ClusterError: it does not start.
+    """
+    from rayvisor.runtime import local_ray
+
+    _start(
+        cluster,
+        number,
+        shares(cluster.hosts),
+        local_ray.environment(cluster),
+        RESTARTED_OBJECT_STORE_BYTES,
+        local_ray.run,
+    )
+
+
+def _start(
+    cluster: ClusterFile,
+    number: int,
+    share: Share,
+    env: dict[str, str],
+    object_store_bytes: int,
+    run: Callable[[list[str], dict[str, str], str], None],
+) -> None:
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start"),
+        *(f"--address={cluster.address}", "--node-ip-address=127.0.0.1"),
+        *("--dashboard-agent-listen-port=0", f"--object-store-memory={object_store_bytes}"),
+        *("--include-log-monitor=false", "--disable-usage-stats"),
+        *("--log-style=record", "--log-color=false"),
+        *options(number, share),
+    ]
+    run(command, {**env, **environment(cluster, number)}, f"start-{name_of(number)}")
 
 
 def processes(cluster: ClusterFile, name: str) -> list[int]:

@@ -63,13 +63,13 @@ def start(
         )
         share = local_hosts.shares(hosts)
         first = {} if hosts == 1 else local_hosts.environment(cluster, 1)
-        run(command + local_hosts.options(1, share), {**_environment(cluster), **first})
+        run(command + local_hosts.options(1, share), {**environment(cluster), **first})
         address = (Path(cluster.temp_dir) / "ray_current_cluster").read_text(encoding="ascii")
         cluster = cluster.model_copy(update={"address": address.strip()})
         cluster_file.save(cluster)
         if hosts > 1:
             progress(f"starting {hosts - 1} more hosts")
-            local_hosts.start_others(cluster, share, _environment(cluster), object_store_bytes, run)
+            local_hosts.start_others(cluster, share, environment(cluster), object_store_bytes, run)
     except BaseException:
         stop(cluster)
         raise
@@ -226,7 +226,8 @@ def run(command: list[str], env: dict[str, str], name: str = "start") -> None:
         raise ClusterError(f"Ray did not start: {_last_line(log)} (all of it: {log})")
 
 
-def _environment(cluster: ClusterFile) -> dict[str, str]:
+def environment(cluster: ClusterFile) -> dict[str, str]:
+    """What the processes of a local cluster have in their environment."""
     env = {
         **{k: v for k, v in os.environ.items() if k not in _NOT_INHERITED},
         **client_environment(cluster),
