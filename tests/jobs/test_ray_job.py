@@ -95,14 +95,16 @@ def test_job_that_is_stopped_takes_its_vm_along(cluster: Cluster) -> None:
         *("--", "python", "job.py", "sleep 1000"),
     )
     assert begun.returncode == 0, begun.stdout
-    wait_for(cluster, vms=1)
+    wait_for(cluster, name, vms=1)
     assert ray_job("stop", name).returncode == 0
-    wait_for(cluster, vms=0)
+    wait_for(cluster, name, vms=0)
     assert "STOPPED" in ray_job("status", name).stdout.upper()
 
 
-def wait_for(cluster: Cluster, *, vms: int) -> None:
+def wait_for(cluster: Cluster, job: str, *, vms: int) -> None:
     deadline_s = time.monotonic() + 200
     while len(cluster.vms()) != vms:
-        assert time.monotonic() < deadline_s, cluster.vms()
+        if time.monotonic() > deadline_s:
+            said = "\n".join(ray_job(word, job).stdout for word in ("status", "logs"))
+            pytest.fail(f"{cluster.vms()} instead of {vms} VMs; the job:\n{said}")
         time.sleep(0.2)
