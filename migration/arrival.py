@@ -97,10 +97,11 @@ class Arrival:
     def disconnected(self) -> None:
         """The source is gone. What has not been claimed by now never will be."""
         with self._lock:
-            if self._phases.now in {_P.WAITING, _P.RECEIVING, _P.READY}:
-                self._discard()
-            elif self._phases.now is _P.RUNNING:
-                self._finish(b"")
+            if self._phases.now is _P.RUNNING:
+                self._destination.console_input(b"")
+                self._phases.enter(_P.DONE)
+            else:
+                self._lose_or_discard()
 
     def _encode(self, frame: Frame) -> bytes:
         data = frames.encode(self._reply_seq, frame)
@@ -114,8 +115,13 @@ class Arrival:
                 phases.enter(_P.RECEIVING)
                 return [self._welcome(frame)]
             case frames.Pages():
+                if phases.now is _P.FILLING:
+                    return [self._fill_pages(frame)]
                 phases.require(_P.RECEIVING)
                 self._put_pages(frame)
+            case frames.Missing():
+                phases.require(_P.RECEIVING)
+                self._expect(frame)
             case frames.RoundEnd():
                 phases.require(_P.RECEIVING)
                 return [frames.Ack(self._expected - 1)]
@@ -129,12 +135,13 @@ class Arrival:
                 phases.enter(_P.CLAIMING)
                 return [self._claim()]
             case frames.Done():
-                phases.require(_P.RUNNING)
-                self._finish(frame.data)
+                phases.require(_P.RUNNING, _P.FILLING)
+                self._destination.console_input(frame.data)
+                if phases.now is _P.RUNNING:
+                    phases.enter(_P.DONE)
             case frames.Abort():
-                if phases.now not in {_P.RUNNING, _P.DONE}:
-                    _log.info("the source gave up: %s", frame.reason)
-                    self._discard()
+                _log.info("the source gave up: %s", frame.reason)
+                self._lose_or_discard()
             case _:
                 raise StreamError(f"{frame.KIND}: a source does not send this")
         return []
@@ -159,6 +166,8 @@ class Arrival:
             )
         self._hello = hello
         shared = frames.FEATURES & set(hello.features)
+        if not mine.can_run_incomplete:
+            shared -= {"postcopy"}
         return frames.Welcome(frames.PROTOCOL_VERSION, tuple(sorted(shared)), boot_id())
 
     def _put_pages(self, frame: frames.Pages) -> None:
@@ -188,7 +197,8 @@ class Arrival:
         # than the guest stood still.
         gained_ns = state.stopped_for_ns + here_ns if state.running else 0
         resumed_ns = self._destination.adopt(gained_ns, running=state.running)
-        self._phases.enter(_P.RUNNING)
+        incomplete = self._destination.missing_pages > 0
+        self._phases.enter(_P.FILLING if incomplete else _P.RUNNING)
         self.token, self.must_end = token, False
         _log.info("VM %s runs here, token %d", hello.vm, token)
         return frames.Running(token, resumed_ns, gained_ns)
@@ -209,12 +219,44 @@ class Arrival:
                 _log.warning("VM %s: the placement record does not answer: %s", hello.vm, error)
                 self._pause_s(RETRY_S)
 
-    def _finish(self, late_input: bytes) -> None:
-        self._phases.enter(_P.DONE)
-        self._destination.console_input(late_input)
+    def _expect(self, frame: frames.Missing) -> None:
+        if not self._destination.can_run_incomplete:
+            raise StreamError("missing: this side does not do post-copy")
+        missing = pages.read_runs(frame.data, len(self._destination.ram) // PAGE_BYTES)
+        self._destination.expect(missing)
+
+    def _fill_pages(self, frame: frames.Pages) -> frames.Wanted:
+        mine = self._destination
+        page_count = len(mine.ram) // PAGE_BYTES
+        runs = pages.read_runs(frame.runs, page_count)
+        zeros = pages.read_runs(frame.zeros, page_count)
+        if frame.delta or sum(length for _, length in runs) * PAGE_BYTES != frame.raw_bytes:
+            raise StreamError("pages: whole pages are wanted, as many as the runs have")
+        raw = memoryview(self._unpacker.unpack(Codec(frame.codec), frame.data, frame.raw_bytes))
+        for first, length in runs:
+            mine.fill(first, raw[: length * PAGE_BYTES])
+            raw = raw[length * PAGE_BYTES :]
+        for first, length in zeros:
+            mine.fill_zero(first, length)
+        wanted = mine.wanted()[: frames.MAX_WANTED]
+        if not mine.missing_pages:
+            mine.complete()
+            self._phases.enter(_P.DONE)
+        return frames.Wanted(tuple(wanted))
+
+    def _lose_or_discard(self) -> None:
+        if self._phases.now is _P.FILLING:
+            _log.critical("the source is gone before the last page came: the VM is lost")
+            self._phases.enter(_P.LOST)
+            self._destination.lose()
+        elif self._phases.now not in {_P.RUNNING, _P.DONE, _P.LOST}:
+            self._discard()
 
     def _give_up(self, error: Exception) -> list[Frame]:
-        if self._phases.now in {_P.RUNNING, _P.DONE}:
+        if self._phases.now is _P.FILLING:
+            self._lose_or_discard()
+            return [frames.Abort(f"the VM is lost: {error}"[:1024])]
+        if self._phases.now in {_P.RUNNING, _P.DONE, _P.LOST}:
             # The VM is ours whatever the source says now.
             _log.warning("after the move: %s", error)
             return []

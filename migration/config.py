@@ -29,8 +29,10 @@ class MigrationConfig:
         bandwidth_bytes_per_s: At most so much is sent while the guest runs; None for no limit.
         timeout_s: Given up when the guest has not been stopped for the move by then.
         max_rounds: Given up, or post-copy, after so many rounds.
-        auto_converge: Slow the vCPU down, in steps, when rounds do not get smaller.
-        post_copy: Run at the destination at once when nothing else helps.
+        auto_converge: Slow the vCPU down, in steps, when rounds do not get smaller; not where
+            post-copy is allowed.
+        post_copy: When rounds do not get smaller, run at the destination at once, and let the pages
+            follow. Until they have, losing either side loses the VM.
         reply_timeout_s: How long the other side may take to answer.
         stop_timeout_s: How long the guest may stand still before the move is called off, and, after
             COMMIT, how long the destination may take to say that it runs.

@@ -2,7 +2,8 @@
 
 The guest is stopped as soon as what is left can be sent within the downtime target. While rounds
 get smaller by themselves, nothing else is done. When two in a row did not get much smaller than
-what had just been sent, the guest writes faster than pages can be sent, and its vCPU is slowed
+what had just been sent, the guest writes faster than pages can be sent. Then post-copy follows, if
+it is allowed; if not, the vCPU is slowed
 down: its share of time is cut in proportion to what is missing, at most to a fifth and at least by
 a fifth in one step, and never below one percent. If even that does not help for long, it is given
 up: a guest must not crawl for the sake of a move that does not come about.
@@ -85,10 +86,10 @@ class Convergence:
         if self._rounds >= self._config.max_rounds:
             return Decision(self._last_resort(), self.throttle)
         if self._stuck >= STUCK_ROUNDS:
+            if self._config.post_copy:
+                return Decision(Step.POST_COPY, self.throttle)
             if self._config.auto_converge and self._share > SMALLEST_SHARE:
                 self._slow_down(dirty_pages)
-            elif self._config.post_copy:
-                return Decision(Step.POST_COPY, self.throttle)
             elif self._config.auto_converge:
                 self._in_vain += 1
                 if self._in_vain >= VAIN_ROUNDS:

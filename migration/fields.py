@@ -67,6 +67,19 @@ def texts() -> Any:  # noqa: ANN401 - as dataclasses.field does
     return _declare(read)
 
 
+def numbers(max_count: int, high: int) -> Any:  # noqa: ANN401 - as dataclasses.field does
+    """At most `max_count` integers in 0..high."""
+
+    def read(name: str, value: object) -> tuple[int, ...]:
+        if type(value) is not list or len(value) > max_count:
+            raise StreamError(f"{name}: not a list of at most {max_count} numbers")
+        if any(type(item) is not int or not 0 <= item <= high for item in value):
+            raise StreamError(f"{name}: a number is not in 0..{high}")
+        return tuple(value)
+
+    return _declare(read)
+
+
 def octets(max_bytes: int) -> Any:  # noqa: ANN401 - as dataclasses.field does
     """At most `max_bytes` bytes."""
 

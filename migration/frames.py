@@ -26,10 +26,10 @@ import msgpack
 
 from rayvisor.migration.config import PAGE_BYTES, Codec
 from rayvisor.migration.errors import StreamError
-from rayvisor.migration.fields import boolean, number, octets, plain_map, text, texts
+from rayvisor.migration.fields import boolean, number, numbers, octets, plain_map, text, texts
 
 PROTOCOL_VERSION: Final = 1
-FEATURES: Final = frozenset({"lz4", "zstd", "delta"})
+FEATURES: Final = frozenset({"lz4", "zstd", "delta", "postcopy"})
 MAX_CHUNK_BYTES: Final = 8 << 20
 """Pages of one frame, unpacked."""
 MAX_FRAME_BYTES: Final = 10 << 20
@@ -37,6 +37,7 @@ MAX_HEAD_BYTES: Final = 4 << 20
 MAX_RUN_BYTES: Final = 8 * MAX_CHUNK_BYTES // PAGE_BYTES
 """Every page of a frame on its own."""
 MAX_CONSOLE_BYTES: Final = 4 << 20
+MAX_WANTED: Final = 1024
 MAX_INPUT_BYTES: Final = 2 << 20
 _MAX_ITEMS: Final = 4096
 """Entries of one array or map inside a frame."""
@@ -161,6 +162,23 @@ class Abort:
     reason: str = text(1024)
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Post-copy: these pages come after the guest runs; what was sent of them is out of date."""
+
+    KIND: ClassVar = "missing"
+    data: bytes = octets(MAX_CHUNK_BYTES)
+    """Runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Post-copy, the answer to `Pages`: pages that the guest waits for, oldest first."""
+
+    KIND: ClassVar = "wanted"
+    pages: tuple[int, ...] = numbers(MAX_WANTED, (1 << 32) - 1)
+
+
 Frame = (
     Hello
     | Welcome
@@ -173,6 +191,8 @@ Frame = (
     | Running
     | Done
     | Abort
+    | Missing
+    | Wanted
 )
 
 _CLASSES: Final[dict[str, type[Any]]] = {cls.KIND: cls for cls in Frame.__args__}

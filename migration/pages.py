@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,22 @@ def without(one: bytes, other: bytes) -> bytes:
 def count(bitmap: bytes) -> int:
     """How many pages are in it."""
     return int.from_bytes(bitmap, "little").bit_count()
+
+
+def contains(bitmap: bytes, page: int) -> bool:
+    """Whether a page is in it; one that RAM does not have is not."""
+    return page < 8 * len(bitmap) and bool(bitmap[page >> 3] >> (page & 7) & 1)
+
+
+def span(first: int, end: int, pages: int) -> bytes:
+    """The pages from `first` to before `end`."""
+    return bitmap_of(iter(((first, end - first),)), pages)
+
+
+def runs_of(bitmap: bytes) -> list[tuple[int, int]]:
+    """The runs of its pages."""
+    flags = f"{int.from_bytes(bitmap, 'little'):b}"[::-1]
+    return [(found.start(), found.end() - found.start()) for found in re.finditer("1+", flags)]
 
 
 def bitmap_of(runs: Iterator[tuple[int, int]], pages: int) -> bytes:

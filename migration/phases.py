@@ -6,13 +6,16 @@ The source::
                  |           |           |            |
                  +-----------+-----------+--> KEPT <--+
                                                       |
-                                                      +--> POSTCOPY --> MOVED
+                                                      +--> POSTCOPY --> MOVED or LOST
 
 The destination::
 
     WAITING --> RECEIVING --> READY --> CLAIMING --> RUNNING --> DONE
-       |            |           |           |
-       +------------+-----------+-----------+--> DISCARDED
+       |            |           |           |                     |
+       +------------+-----------+-----------+--> DISCARDED        |
+                                            |                     |
+                                            +--> FILLING ---------+
+                                                    +--> LOST
 
 Until HANDOVER nothing but the source can run the VM: whatever goes wrong ends in KEPT, where the
 guest runs on. Entering HANDOVER is sending COMMIT: from there on the placement record decides.
@@ -22,7 +25,9 @@ is told that the destination has it (MOVED). It gets it back from a destination 
 a guest that ran there for an instant, unheard, goes on from where it stood still. So there are
 never two, and, as neither side gives the VM up before the record has spoken, never none.
 
-With post-copy the source stays until the last page has been fetched (POSTCOPY).
+With post-copy the guest runs at the destination while pages are missing there (FILLING), and the
+source stays until the last has gone (POSTCOPY). If one of them, or the line, is lost meanwhile, so
+is the VM (LOST): see rayvisor.migration.postcopy.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ class SourcePhase(StrEnum):
     STOPPED = "stopped"
     HANDOVER = "handover"
     POSTCOPY = "postcopy"
+    LOST = "lost"
     MOVED = "moved"
     KEPT = "kept"
 
@@ -54,6 +60,8 @@ class DestinationPhase(StrEnum):
     READY = "ready"
     CLAIMING = "claiming"
     RUNNING = "running"
+    FILLING = "filling"
+    LOST = "lost"
     DONE = "done"
     DISCARDED = "discarded"
 
@@ -97,7 +105,8 @@ _SOURCE: Final[dict[SourcePhase, frozenset[SourcePhase]]] = {
     _S.PRECOPY: frozenset({_S.STOPPED, _S.KEPT}),
     _S.STOPPED: frozenset({_S.HANDOVER, _S.KEPT}),
     _S.HANDOVER: frozenset({_S.MOVED, _S.POSTCOPY, _S.KEPT}),
-    _S.POSTCOPY: frozenset({_S.MOVED}),
+    _S.POSTCOPY: frozenset({_S.MOVED, _S.LOST}),
+    _S.LOST: frozenset(),
     _S.MOVED: frozenset(),
     _S.KEPT: frozenset(),
 }
@@ -106,7 +115,9 @@ _DESTINATION: Final[dict[DestinationPhase, frozenset[DestinationPhase]]] = {
     _D.WAITING: frozenset({_D.RECEIVING, _D.DISCARDED}),
     _D.RECEIVING: frozenset({_D.READY, _D.DISCARDED}),
     _D.READY: frozenset({_D.CLAIMING, _D.DISCARDED}),
-    _D.CLAIMING: frozenset({_D.RUNNING, _D.DISCARDED}),
+    _D.CLAIMING: frozenset({_D.RUNNING, _D.FILLING, _D.DISCARDED}),
+    _D.FILLING: frozenset({_D.DONE, _D.LOST}),
+    _D.LOST: frozenset(),
     _D.RUNNING: frozenset({_D.DONE}),
     _D.DONE: frozenset(),
     _D.DISCARDED: frozenset(),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import frames, pages
@@ -22,6 +23,7 @@ from rayvisor.migration.config import PAGE_BYTES, MigrationConfig
 from rayvisor.migration.convergence import Convergence, Step
 from rayvisor.migration.conversation import Conversation
 from rayvisor.migration.errors import (
+    IllegalPhaseError,
     MigrationCancelledError,
     MigrationFailedError,
     MigrationTimeoutError,
@@ -33,6 +35,7 @@ from rayvisor.migration.host import boot_id, tsc_hz
 from rayvisor.migration.hot import HotPages
 from rayvisor.migration.logbook import Logbook
 from rayvisor.migration.phases import SourcePhase, source_phases
+from rayvisor.migration.postcopy import serve
 from rayvisor.migration.report import MigrationReport, Progress
 from rayvisor.migration.sending import PageSender, Tally, Turn
 from rayvisor.vmm.errors import MigrationError
@@ -94,6 +97,7 @@ class Migration:
         self._boot_id_there = ""
         self._talk = Conversation(transport, self._config)
         self._sender: PageSender | None = None
+        self._missing = b""
         self._book = Logbook(
             MigrationReport(source.name, *route),
             self._talk.outbox,
@@ -169,7 +173,8 @@ class Migration:
         welcome = talk.reply(frames.Welcome, config.reply_timeout_s, self._check_limits)
         trip_s = self._now_s() - asked_s
         self._boot_id_there = welcome.boot_id
-        self._book.convergence = Convergence(config, HANDOVER_COST_S + HANDOVER_TRIPS * trip_s)
+        agreed = replace(config, post_copy=config.post_copy and "postcopy" in welcome.features)
+        self._book.convergence = Convergence(agreed, HANDOVER_COST_S + HANDOVER_TRIPS * trip_s)
         self._sender = PageSender(
             source.ram,
             talk.outbox,
@@ -200,7 +205,9 @@ class Migration:
             decision = book.convergence.after(count, free_s, left)
             _log.debug("round %d: %d pages, %d left, %s", done.number, count, left, decision)
             source.throttle(decision.throttle)
-            if decision.step is Step.STOP:
+            if decision.step is Step.POST_COPY:
+                self._missing = pending
+            if decision.step in {Step.STOP, Step.POST_COPY}:
                 return pending
             if decision.step is Step.GIVE_UP:
                 raise MigrationTimeoutError(
@@ -231,6 +238,9 @@ class Migration:
         self._stopped_ns = source.pause()
         talk.outbox.unlimited()
         left = pages.union(pending, source.harvest())
+        if self._missing:
+            talk.put(frames.Missing(pages.pack_runs(iter(pages.runs_of(left)))))
+            self._missing, left = left, bytes(len(left))
         self._book.begin_round(pages.count(left))
         sender.send(
             left,
@@ -341,7 +351,7 @@ class Migration:
     def _moved(self, running: frames.Running | None) -> MigrationReport:
         report = self._book.report
         self._set_downtime(running)
-        self._enter(_P.MOVED)
+        self._enter(_P.POSTCOPY if self._missing else _P.MOVED)
         late_input = self._source.release()
         try:
             self._talk.put(frames.Done(late_input[: frames.MAX_INPUT_BYTES]))
@@ -349,10 +359,35 @@ class Migration:
         except MigrationError as error:
             _log.warning("%d bytes typed during the move are lost: %s", len(late_input), error)
         report.token = running.token if running else None
+        if self._missing:
+            self._serve_missing()
         report.outcome = "moved"
         self._close()
         _log.info("VM %s runs at %s", report.vm, report.destination)
         return report
+
+    def _serve_missing(self) -> None:
+        sender, config = self._sender, self._config
+        if sender is None:
+            raise IllegalPhaseError("post-copy: WELCOME comes first")
+        book = self._book
+        book.begin_round(pages.count(self._missing))
+        codec = config.stop_codec
+        try:
+            serve(self._talk, sender, self._missing, codec, config.reply_timeout_s, book.tell)
+        except MigrationError as error:
+            self._enter(_P.LOST)
+            report = book.report
+            report.outcome, report.error = "lost", str(error)
+            self._close()
+            message = (
+                f"VM {report.vm} is lost: it ran at {report.destination} and not all of its "
+                f"pages had followed: {error}"
+            )
+            _log.critical("%s", message)
+            raise MigrationFailedError(message, report) from error
+        book.end_round(0)
+        self._enter(_P.MOVED)
 
     def _set_downtime(self, running: frames.Running | None) -> None:
         now_ns = time.monotonic_ns()

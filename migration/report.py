@@ -45,7 +45,7 @@ class MigrationReport:
     """What a migration did.
 
     Attributes:
-        outcome: "moved", "cancelled" or "failed".
+        outcome: "moved", "cancelled", "failed", or "lost" (post-copy that was cut off).
         downtime_s: From the guest's last instruction at the source to its first at the
             destination. Both sides' CLOCK_MONOTONIC are compared if they run under one kernel.
             If not, it is what the source saw, from the last instruction to the word that the

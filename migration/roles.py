@@ -88,6 +88,32 @@ class Destination(Protocol):
     def zero(self, first_page: int, count: int) -> None:
         """Make these pages read as zero, and give the memory back."""
 
+    @property
+    def can_run_incomplete(self) -> bool:
+        """Whether the guest can run here while pages are missing (post-copy)."""
+
+    def expect(self, missing: list[tuple[int, int]]) -> None:
+        """These runs of pages come after the guest runs: whoever needs one waits for it."""
+
+    def fill(self, first_page: int, content: memoryview) -> None:
+        """Pages that were expected have come; an empty `content` does nothing."""
+
+    def fill_zero(self, first_page: int, count: int) -> None:
+        """As `fill`, with pages of zeros."""
+
+    def wanted(self) -> list[int]:
+        """Expected pages that somebody waits for; each is named once."""
+
+    @property
+    def missing_pages(self) -> int:
+        """How many expected pages have not come."""
+
+    def complete(self) -> None:
+        """Every expected page is here."""
+
+    def lose(self) -> None:
+        """Expected pages will never come: end the guest before it sees that."""
+
     def console_output(self, offset: int, data: bytes) -> None:
         """What the guest has written to its console so far, piece by piece.
 

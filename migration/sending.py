@@ -119,6 +119,13 @@ class PageSender:
                 if self._deltas.pages >= TRIAL_PAGES and not self._deltas_pay:
                     self._picker.forget()
 
+    def send_piece(self, pending: bytes, first: int, codec: Codec, chunk_bytes: int) -> int:
+        """Send one frame of whole pages, from page `first` on; where to go on."""
+        self._picker.forget()
+        picked = self._picker.pick(pending, first, chunk_bytes, keep=False)
+        self._put(picked.runs, picked.whole, picked.zeros, codec, self._whole, lambda: None)
+        return picked.next_page
+
     @property
     def _deltas_pay(self) -> bool:
         return self._deltas.ratio >= WORTHWHILE * self._whole.ratio

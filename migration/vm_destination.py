@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rayvisor.migration import demand
 from rayvisor.migration.config import PAGE_BYTES
 from rayvisor.migration.errors import StreamError
 from rayvisor.migration.host import tsc_hz
@@ -43,6 +44,7 @@ class VmDestination:
         self._console_end: int | None = None
         self._held = bytearray()
         self._open = False
+        self._demand: demand.Demand | None = None
         self._holding = threading.Lock()
         vm.console.redirect(self._take_input)
 
@@ -70,6 +72,57 @@ class VmDestination:
             low, high = max(start, offset), min(end, offset + length)
             if low < high:
                 ram.zero(gpa + low - offset, high - low)
+
+    @property
+    def can_run_incomplete(self) -> bool:
+        """Whether userfaultfd works here."""
+        return demand.available()
+
+    def expect(self, missing: list[tuple[int, int]]) -> None:
+        """These runs of pages come after the guest runs.
+
+        Raises:
+            MigrationError: they have been named before, or this host does not allow it.
+        """
+        if self._demand is not None:
+            raise StreamError("missing: named twice")
+        for first, count in missing:
+            self.zero(first, count)
+        self._demand = demand.Demand(self.ram, missing)
+        self._vm.machine.ram.before_use = self._demand.wait_for
+
+    def fill(self, first_page: int, content: memoryview) -> None:
+        """Pages that were expected have come."""
+        if self._demand is not None:
+            self._demand.fill(first_page, content)
+
+    def fill_zero(self, first_page: int, count: int) -> None:
+        """As `fill`, with pages of zeros."""
+        if self._demand is not None:
+            self._demand.fill_zero(first_page, count)
+
+    def wanted(self) -> list[int]:
+        """Expected pages that somebody waits for; each is named once."""
+        return [] if self._demand is None else self._demand.wanted()
+
+    @property
+    def missing_pages(self) -> int:
+        """How many expected pages have not come."""
+        return 0 if self._demand is None else self._demand.missing_pages
+
+    def complete(self) -> None:
+        """Every expected page is here."""
+        if self._demand is not None:
+            self._vm.machine.ram.before_use = None
+            self._demand.close()
+            self._demand = None
+
+    def lose(self) -> None:
+        """Expected pages will never come: end the guest."""
+        machine = self._vm.machine
+        machine.fail("its source was lost before the last pages came (post-copy)")
+        # What waits for a page now reads zeros, and sees at its next exit that it is over.
+        self.complete()
 
     def console_output(self, offset: int, data: bytes) -> None:
         """What the guest has written to its console so far, piece by piece.
@@ -119,6 +172,7 @@ class VmDestination:
 
     def discard(self) -> None:
         """Give everything back."""
+        self.complete()
         self._vm.close()
 
     def _take_input(self, data: bytes) -> None:

@@ -23,17 +23,23 @@ def machine_schema() -> str:
 
 
 class VmSource:
-    """See `rayvisor.migration.roles.Source`. For one migration."""
+    """See `rayvisor.migration.roles.Source`. For one migration.
+
+    While it lasts the VM is not to be started, stopped, reset or resumed by anybody else once it
+    has been paused here: whoever hands the VM out sees to that.
+    """
 
     def __init__(self, vm: Vm) -> None:
         """`vm` runs, or is paused.
 
         Raises:
-            MachineStateError: it is off, or has ended.
+            MachineStateError: it is off, has ended, or has not arrived with all its pages.
         """
         self._vm = vm
         self._runs = vm.power is PowerState.RUNNING
         self._require_life()
+        if vm.machine.ram.before_use is not None:
+            raise MachineStateError("some pages of this VM are still on their way here: wait")
         self._paused = False
         self._throttle: Throttle | None = None
         self._saved_input_bytes = 0

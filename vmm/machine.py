@@ -126,6 +126,11 @@ class Machine:
         """Make `run` return OFF, whatever the guest does. Any thread."""
         self._ask(PowerState.OFF)
 
+    def fail(self, reason: str) -> None:
+        """Make `run` return CRASHED, for a reason that lies outside the guest. Any thread."""
+        self.crash_reason = reason
+        self._ask(PowerState.CRASHED)
+
     def reset(self) -> None:
         """Press the reset button: load the boot source again and start over. Any thread."""
         self._reset_asked = True

@@ -19,9 +19,12 @@ import contextlib
 import fcntl
 import mmap
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rayvisor.vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAGE_BYTES: Final = 4096
 MIN_MEMORY_BYTES: Final = 1 << 20
@@ -81,6 +84,9 @@ class GuestRam:
                 f"memory of {memory_bytes} bytes cannot be mapped on this host ({error})"
             ) from error
         self._memory = memoryview(self._mapping)
+        self.before_use: Callable[[int, int], None] | None = None
+        """Called with a run of pages (first, count in the memory file) before a view of it is
+        given out: pages may still be on their way here."""
         self._ranges = backed_ranges(memory_bytes)
 
     @property
@@ -111,6 +117,9 @@ class GuestRam:
             for start, length in self._ranges:
                 if start <= gpa and gpa + count <= start + length:
                     offset = file_offset(gpa)
+                    if self.before_use is not None and count:
+                        first = offset // PAGE_BYTES
+                        self.before_use(first, (offset + count - 1) // PAGE_BYTES - first + 1)
                     return self._memory[offset : offset + count]
         raise ValueError(f"{count} bytes at {gpa:#x} are not in RAM")
 

@@ -118,6 +118,11 @@ class FakeDestination:
         self.gained_ns = -1
         self.state: dict[str, Any] | None = None
         self.refuse_state = False
+        self.incomplete_allowed = True
+        self.missing: set[int] = set()
+        self.order: list[int] = []
+        self.wishes: list[list[int]] = []
+        self.completed = self.lost = False
         self.refuse_to_run = False
 
     @property
@@ -132,6 +137,44 @@ class FakeDestination:
         self.memory[first_page * PAGE_BYTES : (first_page + count) * PAGE_BYTES] = bytes(
             count * PAGE_BYTES
         )
+
+    @property
+    def can_run_incomplete(self) -> bool:
+        return self.incomplete_allowed
+
+    @property
+    def missing_pages(self) -> int:
+        return len(self.missing)
+
+    def expect(self, missing: list[tuple[int, int]]) -> None:
+        for first, count in missing:
+            self.zero(first, count)
+            self.missing |= set(range(first, first + count))
+
+    def fill(self, first_page: int, content: memoryview) -> None:
+        start = first_page * PAGE_BYTES
+        self.memory[start : start + len(content)] = content
+        self._came(first_page, len(content) // PAGE_BYTES)
+
+    def fill_zero(self, first_page: int, count: int) -> None:
+        self.zero(first_page, count)
+        self._came(first_page, count)
+
+    def _came(self, first: int, count: int) -> None:
+        for page in range(first, first + count):
+            self.missing.remove(page)
+            self.order.append(page)
+
+    def wanted(self) -> list[int]:
+        return self.wishes.pop(0) if self.wishes else []
+
+    def complete(self) -> None:
+        assert not self.missing
+        self.completed = True
+
+    def lose(self) -> None:
+        self.lost = True
+        self.running = False
 
     def console_output(self, offset: int, data: bytes) -> None:
         if offset != len(self.console):

@@ -46,6 +46,8 @@ SAMPLES: dict[str, frames.Frame] = {
     "running": frames.Running(8, 1_000, 2_000),
     "done": frames.Done(b"typed"),
     "abort": frames.Abort("no room"),
+    "missing": frames.Missing(bytes.fromhex("0300000002000000")),
+    "wanted": frames.Wanted((4, 3)),
 }
 
 # What each sample is as frame number 5. A change here is a change of the protocol's version.
@@ -94,6 +96,14 @@ GOLDEN: dict[str, str] = {
     "abort": (
         "85a46b696e64a561626f7274a373657105a373756dce691b0407a468656164c41081a6726561736f"
         "6ea76e6f20726f6f6da464617461c400"
+    ),
+    "missing": (
+        "85a46b696e64a76d697373696e67a373657105a373756dcec24c3103a468656164c40180a4646174"
+        "61c4080300000002000000"
+    ),
+    "wanted": (
+        "85a46b696e64a677616e746564a373657105a373756dce5e68acaaa468656164c40a81a570616765"
+        "73920403a464617461c400"
     ),
 }
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
+from rayvisor.migration import demand
+from rayvisor.migration.arrival import Arrival
 from rayvisor.migration.config import Codec, MigrationConfig
+from rayvisor.migration.errors import MigrationFailedError, TransportError
+from rayvisor.migration.memory_transport import MemoryTransport
+from rayvisor.migration.precopy import Migration
+from rayvisor.migration.vm_destination import VmDestination
+from rayvisor.migration.vm_source import VmSource
+from rayvisor.vmm.errors import ConfigError
 from rayvisor.vmm.machine import PowerState
+from rayvisor.vmm.vm import Vm
+from tests.migration.fakes import Record
 from tests.migration.moving import MIB, Journey, flat_journey
 from tests.support.flat import long_mode, missing_tools
 
@@ -134,9 +143,9 @@ def lives(moved: Journey, gpa: int = 0x9000) -> None:
 
 @pytest.mark.parametrize("codec", list(Codec))
 def test_no_store_is_lost(codec: Codec) -> None:
-    config = MigrationConfig(round_codec=codec, stop_codec=codec, downtime_s=0.01)
+    config = MigrationConfig(round_codec=codec, stop_codec=codec, downtime_s=0.05)
     with journey(_MIRROR.format(more="")) as moved:
-        for _ in range(10):
+        for _ in range(6):
             lives(moved)
             report = moved.move(config)
             assert report.outcome == "moved"
@@ -156,13 +165,29 @@ def test_pages_sent_as_differences_arrive_whole() -> None:
         assert deltas
 
 
-def test_a_guest_that_writes_fast_is_slowed_down_until_it_can_be_stopped() -> None:
-    config = MigrationConfig(downtime_s=0.015, bandwidth_bytes_per_s=50e6)
+def test_a_vcpu_that_is_slowed_down_runs_on_and_can_be_stopped_while_it_sleeps() -> None:
     with journey(_MIRROR.format(more="")) as moved:
         lives(moved)
-        report = moved.move(config)
-        assert max(r.throttle for r in report.rounds) > 0
+        clock = moved.vm.machine.clock
+        alarms = len(clock._slots)
+        source = VmSource(moved.vm)
+        for share in (0.5, 0.99, 0.2):
+            source.throttle(share)
+            lives(moved)
+        stopped_ns = source.pause()
+        assert stopped_ns <= time.monotonic_ns()
+        before = number(moved, 0x9000)
+        source.resume()
+        source.throttle(0)
         lives(moved)
+        assert number(moved, 0x9000) > before
+        assert len(clock._slots) == alarms
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
+    with journey(_MIRROR.format(more="")) as moved, pytest.raises(ConfigError, match=r"0 to 0\.99"):
+        VmSource(moved.vm).throttle(share)
 
 
 def test_code_that_was_translated_here_is_the_same_there() -> None:
@@ -234,16 +259,68 @@ def test_a_paused_vm_moves_and_stays_paused() -> None:
         lives(moved)
 
 
+class ResettingSource(VmSource):
+    """Somebody presses the reset button between two rounds, and the guest starts over."""
+
+    pressed = False
+
+    def harvest(self) -> bytes:
+        if not self.pressed:
+            self.pressed = True
+            resets = self._vm.machine.resets
+            self._vm.reset()
+            while self._vm.machine.resets == resets:
+                time.sleep(0.001)
+        return super().harvest()
+
+
 def test_a_guest_that_resets_while_it_moves() -> None:
     """The loader writes RAM, too."""
-    config = MigrationConfig(bandwidth_bytes_per_s=40e6)
     with journey(_MIRROR.format(more="")) as moved:
         lives(moved)
-        timer = threading.Timer(0.1, moved.vm.reset)
-        timer.start()
-        moved.move(config)
-        timer.join()
+        moved.move(MigrationConfig(downtime_s=0.5), source=ResettingSource(moved.vm))
         lives(moved)
+
+
+@pytest.mark.skipif(not demand.available(), reason="needs userfaultfd")
+def test_a_guest_runs_on_while_its_pages_follow() -> None:
+    """It verifies each word that it wrote before the move, wherever that is by now."""
+    config = MigrationConfig(downtime_s=1e-6, post_copy=True)
+    with journey(_MIRROR.format(more="")) as moved:
+        for _ in range(4):
+            lives(moved)
+            report = moved.move(config, whole=False)
+            assert "postcopy_s" in report.phases
+            assert moved.vm.machine.ram.before_use is None
+            lives(moved)
+
+
+@pytest.mark.skipif(not demand.available(), reason="needs userfaultfd")
+def test_a_guest_whose_source_is_lost_ends_without_seeing_it() -> None:
+    with journey(_MIRROR.format(more="")) as moved:
+        lives(moved)
+        new = Vm(moved.vm.machine.spec)
+        arrival = Arrival(VmDestination(new), Record())
+        fed: list[str] = []
+
+        def feed(frame: bytes) -> list[bytes]:
+            replies = arrival.feed(frame)
+            fed.append(str(arrival.phase))
+            if fed.count("filling") == 5:
+                raise TransportError("the source is gone")
+            return replies
+
+        config = MigrationConfig(downtime_s=1e-6, post_copy=True)
+        transport = MemoryTransport(feed, arrival.disconnected)
+        migration = Migration(VmSource(moved.vm), transport, Record(), token=1, config=config)
+        with pytest.raises(MigrationFailedError, match="is lost") as failure:
+            migration.run()
+        transport.close()
+        assert failure.value.report.outcome == "lost"
+        assert new.wait(20) is PowerState.CRASHED
+        assert "post-copy" in str(new.machine.crash_reason)
+        assert new.machine.exit_status is None
+        new.close()
 
 
 def test_the_report_adds_up() -> None:
