@@ -65,6 +65,11 @@ class ExpectConsole:
         self._pending = bytearray()
         self.lost_bytes = 0
 
+    @property
+    def position(self) -> int:
+        """Offset of the first byte that no call has given yet: where somebody else goes on."""
+        return self._offset - len(self._pending)
+
     def send(self, text: str | bytes) -> None:
         """Type `text`; a line ends in a newline, as typed by the Enter key."""
         self._send(text.encode() if isinstance(text, str) else text)

@@ -1,7 +1,9 @@
-"""`rayvisor demo`: from nothing to a shell in an unmodified Debian, on a Ray of this machine."""
+"""`rayvisor demo`: an unmodified Debian on a Ray of this machine, moved while it computes."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import signal
 import sys
@@ -12,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from rayvisor.runtime.cli.output import JsonOption, emit, step
-from rayvisor.vmm.errors import RayvisorError
+from rayvisor.vmm.errors import ConfigError, RayvisorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from rayvisor.migration.report import MigrationReport
     from rayvisor.runtime.cluster import Cluster
     from rayvisor.runtime.vm_handle import VmHandle
 
@@ -37,8 +40,20 @@ SESSION = (
 )
 """Commands for the guest's shell, and what each must print."""
 
+MOVES = 4
+LINES_BETWEEN = 3
+INTERRUPTS = 20
+WORK = (
+    "i=0; while :; do i=$((i+1)); seq 1 20000 > /tmp/w; "
+    "echo work $i $(sha256sum < /tmp/w | cut -c1-16); done"
+)
+"""What the guest does while it is moved: each line tells a checksum of a file it has written."""
+
+WORK_LINE = re.compile(r"work (\d+) ([0-9a-f]{16})\r?\n")
+WORK_DIGEST = hashlib.sha256(b"".join(b"%d\n" % n for n in range(1, 20001))).hexdigest()[:16]
+
 EPILOG = """
-On a terminal the guest's shell is yours; `exit` or ctrl-] ends the demo. Without one, a scripted session runs in the guest and the exit status says whether it went as it should.
+This machine stands for two hosts. The guest computes and prints while it moves from one to the other and back, and what it printed is checked. Then, on a terminal, its shell is yours; `exit` or ctrl-] ends the demo. Without one, a scripted session runs in the guest first, and the exit status says whether all went as it should.
 
 What the demo started it also ends: the VM, and the cluster if none was up before.
 
@@ -67,7 +82,7 @@ def demo(
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the VM.")] = "256M",
     as_json: JsonOption = False,
 ) -> None:
-    """Boot an unmodified Debian in a VM on a local Ray host and hand you its console."""
+    """Boot an unmodified Debian, move it between two hosts while it computes, hand it to you."""
     from rayvisor.runtime.api import VmSpec
     from rayvisor.runtime.cli.bootsource import DEFAULT_IMAGE, ensure_image, terminal_size
     from rayvisor.runtime.images import ImageStore
@@ -83,18 +98,36 @@ def demo(
             spec = VmSpec(name=name, image=DEFAULT_IMAGE, memory=memory, append=terminal_size())
             vm = cluster.create(spec)
         try:
+            show = _Show(vm, live=not as_json)
+            show.boot()
+            transcript = [] if interactive else show.session()
+            hosts = [h for h in cluster.hosts() if not h.reason]
+            moves, lines = show.travel() if len(hosts) > 1 else ([], 0)
+            if not moves:
+                _say("the cluster that is up has one host, so nothing moved")
             if interactive:
+                _print_moves(moves)
                 _hand_over(vm)
                 return
-            transcript = _scripted_session(vm, live=not as_json)
         finally:
             with step(f"Removing the VM {name}", quiet=as_json):
                 vm.remove(force=True)
     took_s = time.monotonic() - begin_s
+    if not as_json:
+        _print_moves(moves)
     emit(
-        {"ok": True, "seconds": round(took_s, 3), "session": transcript},
+        {
+            "ok": True,
+            "seconds": round(took_s, 3),
+            "session": transcript,
+            "lines": lines,
+            "moves": [report.as_dict() for report in moves],
+        },
         as_json=as_json,
-        render=lambda: f"All {len(SESSION)} commands ran as they should; {took_s:.1f} s in all.",
+        render=lambda: (
+            f"All {len(SESSION)} commands ran as they should. Moved {len(moves)} times, the guest"
+            f" wrote {lines} lines, all right and none missing; {took_s:.1f} s in all."
+        ),
     )
 
 
@@ -108,8 +141,11 @@ def _cluster(*, quiet: bool) -> Iterator[Cluster]:
     """A cluster; one that had to be started is brought down at the end."""
     from rayvisor.runtime.cluster import Cluster
 
-    with step("Starting a Ray host on this machine", quiet=quiet) as progress:
-        cluster = Cluster.up(progress=progress)
+    with step("Starting two Ray hosts on this machine", quiet=quiet) as progress:
+        try:
+            cluster = Cluster.up(hosts=2, progress=progress)
+        except ConfigError:  # it is up, with another number of them
+            cluster = Cluster.up(progress=progress)
     try:
         yield cluster
     finally:
@@ -136,40 +172,117 @@ def _names() -> Iterator[str]:
 def _hand_over(vm: VmHandle) -> None:
     from rayvisor.runtime.terminal import AttachEnd, attach
 
-    _say("Debian boots below; the console is yours. `exit` or ctrl-] ends the demo.")
+    _say("the console is yours. `exit` or ctrl-] ends the demo.")
     link = vm.console_link()
-    first, _ = vm.console_offsets()
-    end = attach(link.read, vm.send, start_offset=first, alive=link.alive)
+    vm.console.send("\n")
+    end = attach(link.read, vm.send, start_offset=vm.console.position, alive=link.alive)
     _say("left the console" if end is AttachEnd.DETACHED else f"the guest is {vm.status().state}")
 
 
-def _scripted_session(vm: VmHandle, *, live: bool) -> list[dict[str, str]]:
-    """Run the session and give what each command printed.
+class _Show:
+    """What happens in the guest, and is printed as it happens."""
 
-    Raises:
-        DemoError: a command failed or did not print what it must.
-        RayvisorError: the guest ended or did not answer in time.
-    """
-    from rayvisor.runtime.images import BANNER_PREFIX
+    def __init__(self, vm: VmHandle, *, live: bool) -> None:
+        self._vm = vm
+        self._live = live
+        self._prompt = ""
 
-    if live:
-        _say("no terminal: a scripted session runs in the guest")
-    boot = vm.console.read_until(BANNER_PREFIX, BOOT_S) + vm.console.read_until(PROMPT, BOOT_S)
-    _print(boot, live=live)
-    prompt = boot.rpartition("\n")[2]
-    transcript = []
-    for command, expected in SESSION:
-        _print(f"{command}\n", live=live)
-        result = vm.console.run(command, COMMAND_S)
-        _print(f"{result.output}{prompt}", live=live)
-        if result.status or re.search(expected, result.output) is None:
-            raise DemoError(
-                f"{command!r} in the guest gave status {result.status} and"
-                f" {result.output.strip()[-200:]!r}; {expected!r} was expected"
-            )
-        transcript.append({"command": command, "output": result.output})
-    _print("\n", live=live)
-    return transcript
+    def boot(self) -> None:
+        """Wait for the shell."""
+        from rayvisor.runtime.images import BANNER_PREFIX
+
+        console = self._vm.console
+        boot = console.read_until(BANNER_PREFIX, BOOT_S) + console.read_until(PROMPT, BOOT_S)
+        _print(boot, live=self._live)
+        self._prompt = boot.rpartition("\n")[2]
+
+    def session(self) -> list[dict[str, str]]:
+        """Run the session and give what each command printed.
+
+        Raises:
+            DemoError: a command failed or did not print what it must.
+            RayvisorError: the guest ended or did not answer in time.
+        """
+        if self._live:
+            _say("a scripted session runs in the guest")
+        transcript = []
+        for command, expected in SESSION:
+            _print(f"{command}\n", live=self._live)
+            result = self._vm.console.run(command, COMMAND_S)
+            _print(f"{result.output}{self._prompt}", live=self._live)
+            if result.status or re.search(expected, result.output) is None:
+                raise DemoError(
+                    f"{command!r} in the guest gave status {result.status} and"
+                    f" {result.output.strip()[-200:]!r}; {expected!r} was expected"
+                )
+            transcript.append({"command": command, "output": result.output})
+        return transcript
+
+    def travel(self) -> tuple[list[MigrationReport], int]:
+        """Move the guest to and fro while it works: the reports, and how many lines it wrote.
+
+        Raises:
+            DemoError: a line is wrong, or missing.
+            RayvisorError: it could not be moved.
+        """
+        console, seen = self._vm.console, ""
+        console.send(WORK + "\n")
+        reports = []
+        for move in range(MOVES + 1):
+            for _ in range(LINES_BETWEEN):
+                text = console.read_until(WORK_LINE, COMMAND_S)
+                _print(text, live=self._live)
+                seen += text
+            if move < MOVES:
+                report = self._vm.migrate()
+                reports.append(report)
+                if self._live:
+                    _say(
+                        f"moved from {report.source} to {report.destination};"
+                        f" downtime {report.downtime_s * 1000:.0f} ms"
+                    )
+        text = self._interrupt()
+        _print(text, live=self._live)
+        found = WORK_LINE.findall(seen + text)
+        if [int(number) for number, _ in found] != list(range(1, len(found) + 1)):
+            raise DemoError("the guest's lines are not all there, or not in order")
+        if {digest for _, digest in found} != {WORK_DIGEST}:
+            raise DemoError("the guest computed a wrong checksum")
+        return reports, len(found)
+
+    def _interrupt(self) -> str:
+        """Type ctrl-C until the prompt is back: one may hit a command that the loop outlives."""
+        from rayvisor.runtime.expect import ConsoleTimeoutError
+
+        console = self._vm.console
+        for _ in range(INTERRUPTS):
+            console.send("\x03")
+            with contextlib.suppress(ConsoleTimeoutError):
+                return console.read_until(PROMPT, 1.0)
+        return console.read_until(PROMPT, COMMAND_S)
+
+
+def _print_moves(moves: list[MigrationReport]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayvisor.runtime.units import format_bytes
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("FROM", "TO", "TOTAL", "DOWNTIME", "SENT", "ROUNDS"):
+        table.add_column(column)
+    for report in moves:
+        table.add_row(
+            report.source,
+            report.destination,
+            f"{report.total_s:.2f} s",
+            f"{report.downtime_s * 1000:.0f} ms",
+            format_bytes(report.bytes_sent),
+            str(len(report.rounds)),
+        )
+    if moves:
+        Console().print(table)
 
 
 def _print(text: str, *, live: bool) -> None:

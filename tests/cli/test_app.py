@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = "run image up down hosts create ls show console stop reset rm disasm exits demo".split()
+COMMANDS = (
+    "run image up down hosts create ls show console stop reset rm migrate evacuate resume-host"
+    " events disasm exits demo"
+).split()
 
 
 def raising(error: BaseException) -> Callable[..., None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -89,7 +90,9 @@ def test_the_demo_without_a_terminal(
     assert "rayvisor:~# uname -a\nLinux rayvisor " in done.stdout
     assert "333833500" in done.stdout
     assert "commands ran as they should" in done.stdout
-    assert "Starting a Ray host on this machine: done" in done.stderr
+    assert "Starting two Ray hosts on this machine: done" in done.stderr
+    assert re.search(r"Moved 4 times, the guest wrote \d+ lines, all right", done.stdout)
+    assert done.stderr.count("moved from host-1 to host-2; downtime ") == 2
     assert rayvisor("ls").stderr == "rayvisor: no cluster: run `rayvisor up`\n"
 
 
@@ -165,7 +168,7 @@ def test_the_demo_on_a_terminal(
             seen += os.read(master, 4096)
 
     try:
-        read_until(b"rayvisor:~# ")
+        read_until(b"the console is yours")
         os.write(master, b"echo $((6 * 7))x\r")
         read_until(b"42x\r\n")
         if how == "escape":
