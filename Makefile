@@ -71,7 +71,7 @@ image: native ## build the Debian guest image, unless it is there
 # --- Showing it -------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: image ## boot Debian to a shell in a VM on a local Ray host (ctrl-] leaves)
+demo: image ## move Debian between two local Ray hosts while it computes (ctrl-] leaves)
 	@$(PY) -m rayvisor demo
 
 .PHONY: monitoring
@@ -118,8 +118,10 @@ sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	$(PY) -P -m pytest -p no:cacheprovider --capture=sys $(CORE_TESTS) $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: image .venv/.dev ## guests and random input, again and again for SOAK_S seconds
+soak: image .venv/.dev ## guests and random input for SOAK_S seconds, then 300 migrations
 	@.ci/soak $(SOAK_S) $(PYTEST_ARGS)
+	@echo "Moving a guest among three hosts, 300 times, with 50 kills"
+	@$(PY) -m bench.soak_migration
 
 .PHONY: fuzz
 fuzz: native .venv/.dev ## each fuzz target for SOAK_S seconds

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from ray._private import ray_constants, services
 
 if TYPE_CHECKING:
     from ray._private.parameter import RayParams
+
+SOCKETS_VARIABLE: Final = "RAYVISOR_LOCAL_SOCKETS"
 
 
 def lighten(params: RayParams, head: bool) -> None:
@@ -25,6 +29,17 @@ def lighten(params: RayParams, head: bool) -> None:
         # in this process, which starts one and ends, both are had.
         ray_constants.ENABLE_RAY_CLUSTER = True
         services.get_node_ip_address = _loopback
+        _name_sockets(params)
+
+
+def _name_sockets(params: RayParams) -> None:
+    """Give a node the names of its sockets: Ray counts them up, and two may count at once."""
+    prefix = os.environ.get(SOCKETS_VARIABLE)
+    if prefix:
+        names = [Path(f"{prefix}-{part}") for part in ("plasma", "raylet")]
+        for name in names:
+            name.unlink(missing_ok=True)
+        params.plasma_store_socket_name, params.raylet_socket_name = map(str, names)
 
 
 def _start_nothing(*_args: object, **_options: object) -> tuple[str, None]:

@@ -108,7 +108,8 @@ class Here:
 
 def measure(runs: int, chunks: int) -> dict[str, dict[str, float]]:
     """Median of `runs`, for each carrier."""
-    here, there = Here.remote(), There.remote()
+    made: Any = (Here, There)
+    here, there = (kind.remote() for kind in made)
     chunk, small = os.urandom(4 * MIB), os.urandom(100)
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(runs):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_HOSTS: Final = 16
 RESTARTED_OBJECT_STORE_BYTES: Final = 256 << 20
 MARK: Final = "RAYVISOR_LOCAL_HOST"
+SOCKETS: Final = "RAYVISOR_LOCAL_SOCKETS"
+"""What the names of a node's sockets begin with; see `rayvisor.actors.start_hook`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ def options(number: int, share: Share) -> list[str]:
 
 
 def environment(cluster: ClusterFile, number: int) -> dict[str, str]:
-    """What the processes of a host are known by."""
-    return {MARK: f"{cluster.cluster_id}/{name_of(number)}"}
+    """What the processes of a host are told, and known by."""
+    name = name_of(number)
+    return {MARK: f"{cluster.cluster_id}/{name}", SOCKETS: f"{cluster.temp_dir}/{name}"}
 
 
 def start_others(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rayvisor.runtime.cluster import Cluster
     from rayvisor.runtime.vm_handle import VmHandle
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
