@@ -1,20 +1,17 @@
 """Live migration between two processes on this machine, over a loopback connection.
 
-    .venv/bin/python bench/migration.py --memory 256 --guest rewriter --runs 10
-
 Two worker processes move one Debian guest to and fro; the destination is warm: its process runs
-and has an empty machine of the right size. Printed for each migration: total time, downtime (from
-the guest's last instruction there to its first here, by the one clock both share), bytes sent,
-rounds, throttle, and how much of its speed the guest kept while pages were sent.
+and has an empty machine of the right size. Downtime is the guest's own: from its last instruction
+there to its first here, by the one clock that both share; QEMU's is its own word for it. "Kept" is
+how much of its speed the guest had while pages were sent.
 
-Guests: `idle`, at its shell; `steady`, rewriting 50 MB at 20 MB/s; `rewriter`, rewriting 50 MB as
-fast as it can; `busy`, running pipelines in its shell. The two writers verify their memory.
+Guests: idle, at its shell; steady, rewriting 50 MB at 20 MB/s; rewriter, rewriting 50 MB as fast
+as it can; busy, running pipelines in its shell. The two writers verify their memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import socket
 import statistics
@@ -22,10 +19,14 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import migration_qemu
+from bench.contestants import boot_files
+from bench.report import Report, finish, take_precedence, verdict
 from rayvisor.migration.arrival import Arrival
 from rayvisor.migration.config import Codec, MigrationConfig
 from rayvisor.migration.errors import MigrationFailedError, OwnershipLostError
@@ -38,17 +39,22 @@ from rayvisor.vmm.spec import MachineSpec
 from rayvisor.vmm.vm import Vm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from rayvisor.migration.report import Progress
 
 MIB = 1 << 20
+PROGRAM = "/usr/bin/rewriter"
 GUESTS = {
     "idle": "",
-    "steady": "/usr/bin/rewriter 50 20",
-    "rewriter": "/usr/bin/rewriter 50 0",
+    "steady": f"{PROGRAM} 50 20",
+    "rewriter": f"{PROGRAM} 50 0",
     "busy": "while :; do seq 1 2000 | sha256sum > /dev/null; echo w; done",
 }
+DOWNTIME_MS = {"idle": 10.0, "steady": 30.0, "rewriter": 60.0, "busy": 30.0}
+LIMITS_MS = {"idle": 15.0, "rewriter": 60.0}
+KEPT = 0.85
 
 
 class Record:
@@ -67,7 +73,7 @@ class Record:
         return self.token
 
     def take_back(self, vm: str, token: int, *, given_up: bool) -> int:
-        return self.commit(vm, token) if not given_up else self.token
+        return self.commit(vm, self.token if given_up else token)
 
 
 class Records(BaseManager):
@@ -81,7 +87,7 @@ class Worker:
     """One host: has the VM, or an empty machine that waits for it."""
 
     def __init__(self, memory_bytes: int, program: Path, record: Record) -> None:
-        boot = ImageStore().get("debian").boot_source("", files={"/usr/bin/rewriter": program})
+        boot = ImageStore().get("debian").boot_source("", files={PROGRAM: program})
         self.spec = MachineSpec(memory_bytes, boot, name="guest")
         self.record = record
         self.vm = Vm(self.spec)
@@ -120,10 +126,9 @@ class Worker:
         self.offset, self.seen = self.vm.console.start_offset, b""
 
     def send(self, listener: socket.socket, options: dict[str, Any]) -> dict[str, Any]:
-        window_s = 1.0
         first = self.work_done()
-        time.sleep(window_s)
-        before = (self.work_done() - first) / window_s
+        time.sleep(1)
+        before = self.work_done() - first
         connection, _ = listener.accept()
         at_s, done = time.monotonic(), self.work_done()
         stopped: list[tuple[float, int]] = []
@@ -169,94 +174,188 @@ def work(pipe: Connection, memory_bytes: int, program: Path, record: Record) -> 
     worker.vm.close()
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One report for each migration."""
-    options: dict[str, Any] = {"downtime_s": arguments.downtime / 1000}
-    for name in ("round_codec", "stop_codec"):
-        if getattr(arguments, name):
-            options[name] = Codec(getattr(arguments, name))
-    if arguments.no_delta:
-        options["delta_cache_bytes"] = 0
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, Records(ctx=context) as manager:
-        program = Path(folder) / "rewriter"
-        source = Path(__file__).parent / "guests" / "rewriter.c"
-        subprocess.run(["gcc", "-O2", "-static", "-o", str(program), str(source)], check=True)
-        record = manager.Record()  # type: ignore[attr-defined]
-        pipes, processes = [], []
-        for _ in range(2):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=work, args=(theirs, arguments.memory * MIB, program, record), daemon=True
-            )
-            process.start()
-            pipes.append(ours)
-            processes.append(process)
-        ask(pipes[0], "start", GUESTS[arguments.guest])
-        reports = []
-        for run in range(arguments.runs):
-            here, there = pipes[run % 2], pipes[1 - run % 2]
-            port = ask(here, "port")
-            receiver = threading.Thread(target=ask, args=(there, "receive", port))
-            receiver.start()
-            reports.append(ask(here, "send", options))
-            receiver.join()
-            show(reports[-1], verbose=arguments.verbose)
-            time.sleep(0.5)
-        for pipe, process in zip(pipes, processes, strict=True):
-            pipe.send(("stop",))
-            process.join(10)
-    return reports
-
-
 def ask(pipe: Connection, *request: object) -> Any:  # noqa: ANN401 - whatever the worker gives
     """What a worker answers."""
     pipe.send(request)
     return pipe.recv()
 
 
-def show(report: dict[str, Any], *, verbose: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One guest on one contestant."""
+
+    guest: str
+    memory_mib: int
+    runs: int
+    program: Path
+    options: dict[str, Any]
+
+    def ours(self) -> Iterator[dict[str, Any]]:
+        """A report for each migration."""
+        context = multiprocessing.get_context("spawn")
+        with Records(ctx=context) as manager:
+            record = manager.Record()  # type: ignore[attr-defined]
+            pipes, processes = [], []
+            for _ in range(2):
+                pipe, theirs = context.Pipe()
+                arguments = (theirs, self.memory_mib * MIB, self.program, record)
+                processes.append(context.Process(target=work, args=arguments, daemon=True))
+                processes[-1].start()
+                pipes.append(pipe)
+            ask(pipes[0], "start", GUESTS[self.guest])
+            for run in range(self.runs):
+                here, there = pipes[run % 2], pipes[1 - run % 2]
+                request = (there, "receive", ask(here, "port"))
+                receiver = threading.Thread(target=ask, args=request)
+                receiver.start()
+                yield ask(here, "send", self.options)
+                receiver.join()
+                time.sleep(0.3)
+            for pipe, process in zip(pipes, processes, strict=True):
+                pipe.send(("stop",))
+                process.join(10)
+
+    def qemu(self, qemu: migration_qemu.Qemu, *, zstd: bool) -> Iterator[dict[str, Any]]:
+        """The same from QEMU."""
+        with boot_files(files={PROGRAM: self.program}) as files:
+            source = migration_qemu.Process(qemu, files, self.memory_mib)
+            source.wait_for(b":~# ")
+            if GUESTS[self.guest]:
+                source.type(GUESTS[self.guest].encode() + b"\n")
+                source.wait_for(b"\nw")
+            time.sleep(1)
+            for _ in range(self.runs):
+                port = migration_qemu.free_port()
+                target = migration_qemu.Process(qemu, files, self.memory_mib, port, deferred=zstd)
+                limit_ms = self.options["downtime_s"] * 1000
+                report = migration_qemu.migrate(source, target, port, limit_ms, zstd=zstd)
+                yield report
+                if report["outcome"] == "moved":
+                    source, target = target, source
+                target.__exit__()
+                time.sleep(0.3)
+            assert b"BAD" not in source.read(0), "the guest's memory is wrong"
+            source.__exit__()
+
+
+def show(who: str, report: dict[str, Any], *, verbose: bool) -> None:
     """One line."""
     if verbose:
-        print(report["phases"])
-        for item in report["rounds"]:
+        for item in (report.get("phases"), *report.get("rounds", ())):
             print("   ", item)
     kept = report.get("kept_ratio")
+    if "total_s" not in report:
+        print(who, report["outcome"], flush=True)
+        return
+    rounds = report.get("rounds", ())
     print(
-        f"{report['outcome']:8} total {report['total_s']:6.3f} s  "
+        f"{who:12} {report['outcome']:8} total {report['total_s']:6.3f} s  "
         f"downtime {report['downtime_s'] * 1000:7.2f} ms  sent {report['bytes_sent'] / 1e6:7.1f} MB"
-        f"  rounds {len(report['rounds']):3}  ratio {report['compression_ratio']:5.2f}  "
-        f"throttle {max((r['throttle'] for r in report['rounds']), default=0):4.2f}  "
+        f"  rounds {len(rounds):3}  "
+        f"throttle {max((r['throttle'] for r in rounds), default=0):4.2f}  "
         f"kept {'-' if kept is None else f'{kept:.0%}'}",
         report.get("error", ""),
         flush=True,
     )
 
 
+def summary(reports: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """Medians: total s, downtime ms, its worst, MB sent, kept; how many moved."""
+    moved = [r for r in reports if r["outcome"] == "moved"]
+    if not moved:
+        return (None, None, None, None, None, f"0/{len(reports)}")
+    kept = [r["kept_ratio"] for r in moved if r["kept_ratio"] is not None]
+    return (
+        statistics.median(r["total_s"] for r in moved),
+        1000 * statistics.median(r["downtime_s"] for r in moved),
+        1000 * max(r["downtime_s"] for r in moved),
+        statistics.median(r["bytes_sent"] for r in moved) / 1e6,
+        statistics.median(kept) if kept else None,
+        f"{len(moved)}/{len(reports)}",
+    )
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--memory", type=int, default=256, help="MiB")
-    parser.add_argument("--guest", choices=GUESTS, default="idle")
-    parser.add_argument("--runs", type=int, default=6)
-    parser.add_argument("--downtime", type=float, default=30.0, help="target in ms")
+    take_precedence()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", type=int, nargs="*", default=[256, 1024], help="MiB")
+    parser.add_argument("--guest", choices=GUESTS, nargs="*", default=list(GUESTS))
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--downtime", type=float, help="target in ms, instead of each guest's own")
     parser.add_argument("--round-codec", choices=[str(c) for c in Codec])
     parser.add_argument("--stop-codec", choices=[str(c) for c in Codec])
     parser.add_argument("--no-delta", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="every round")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--qemu-root", type=Path, help="folder with QEMU 10, unpacked")
+    parser.add_argument("--no-qemu", action="store_true")
     arguments = parser.parse_args()
-    reports = measure(arguments)
-    if arguments.json:
-        print(json.dumps(reports))
-        return
-    moved = [r for r in reports if r["outcome"] == "moved"]
-    print(
-        f"{arguments.guest} {arguments.memory} MiB: {len(moved)} of {len(reports)} moved; median "
-        f"total {statistics.median(r['total_s'] for r in moved):.3f} s, "
-        f"downtime {statistics.median(r['downtime_s'] for r in moved) * 1000:.2f} ms, "
-        f"{statistics.median(r['bytes_sent'] for r in moved) / 1e6:.1f} MB"
+    options: dict[str, Any] = {}
+    for name in ("round_codec", "stop_codec"):
+        if getattr(arguments, name):
+            options[name] = Codec(getattr(arguments, name))
+    if arguments.no_delta:
+        options["delta_cache_bytes"] = 0
+    qemu = migration_qemu.Qemu(arguments.qemu_root)
+    with_qemu = not arguments.no_qemu and qemu.version() >= (10,)
+    rows: list[tuple[Any, ...]] = []
+    verdicts: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "rewriter"
+        source = Path(__file__).parent / "guests" / "rewriter.c"
+        subprocess.run(["gcc", "-O2", "-static", "-o", str(program), str(source)], check=True)
+        for memory_mib in arguments.memory:
+            for guest in arguments.guest:
+                limit_ms = arguments.downtime or DOWNTIME_MS[guest]
+                case_options = {**options, "downtime_s": limit_ms / 1000}
+                case = Case(guest, memory_mib, arguments.runs, program, case_options)
+                runs = {"Rayvisor": case.ours()}
+                if with_qemu:
+                    runs["QEMU"] = case.qemu(qemu, zstd=False)
+                    runs["QEMU, zstd"] = case.qemu(qemu, zstd=True)
+                found = {}
+                for who, reports in runs.items():
+                    done = []
+                    for report in reports:
+                        show(who, report, verbose=arguments.verbose)
+                        done.append(report)
+                    found[who] = summary(done)
+                    rows.append((f"{guest}, {memory_mib} MiB", limit_ms, who, *found[who]))
+                verdicts += judge(f"{guest}, {memory_mib} MiB", guest, found)
+    notes = [f"{arguments.runs} migrations a row, to and fro; medians"]
+    if not with_qemu:
+        notes.append("no QEMU 10 or later: give --qemu-root (see bench/migration_qemu.py)")
+    finish(
+        Report(
+            name="migration",
+            title="Live migration between two processes",
+            columns=(
+                *("guest", "limit, ms", "who", "total, s", "downtime, ms", "worst, ms"),
+                *("sent, MB", "kept", "moved"),
+            ),
+            rows=tuple(rows),
+            verdicts=tuple(verdicts),
+            notes=tuple(notes),
+        )
     )
+
+
+def judge(what: str, guest: str, found: dict[str, tuple[Any, ...]]) -> list[str]:
+    """The promises that this case bears on."""
+    ours, lines = found["Rayvisor"], []
+    if ours[0] is None:
+        return [f"{what}: MISSED, nothing moved"]
+    if guest in LIMITS_MS:
+        lines.append(verdict(f"{what}: downtime", ours[1], LIMITS_MS[guest], " ms"))
+    if ours[4] is not None:
+        lines.append(verdict(f"{what}: kept", ours[4], KEPT, "", at_most=False))
+    plain, packed = found.get("QEMU", (None,)), found.get("QEMU, zstd", (None,))
+    if plain[0] is not None:
+        lines.append(verdict(f"{what}: total / QEMU's", ours[0] / plain[0], 1.0, ""))
+        lines.append(verdict(f"{what}: sent / QEMU's", ours[3] / plain[3], 0.5, ""))
+    if packed[0] is not None:
+        lines.append(verdict(f"{what}: sent / QEMU's with zstd", ours[3] / packed[3], 1.0, ""))
+    return lines
 
 
 if __name__ == "__main__":
