@@ -7,7 +7,17 @@ import subprocess
 import sys
 from typing import Final
 
-NAMES: Final = ("boot", "idle", "console", "stop", "memory", "workloads", "storm", "scrape", "migration")
+NAMES: Final = (
+    "boot",
+    "idle",
+    "console",
+    "stop",
+    "memory",
+    "workloads",
+    "storm",
+    "scrape",
+    "migration",
+)
 
 
 def main() -> int:

@@ -1,0 +1,122 @@
+"""Frames over a real socket: whole, in order, and an end that is noticed."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rayvisor.migration.arrival import Arrival
+from rayvisor.migration.config import MigrationConfig
+from rayvisor.migration.errors import MigrationFailedError, TransportError
+from rayvisor.migration.frames import MAX_FRAME_BYTES
+from rayvisor.migration.precopy import Migration
+from rayvisor.migration.socket_transport import SocketTransport, serve
+from tests.migration.fakes import FakeDestination, FakeSource, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Ends = tuple[SocketTransport, socket.socket]
+
+
+@pytest.fixture(name="ends", params=["pair", "tcp"])
+def _ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    if request.param == "pair":
+        here, there = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            here = socket.create_connection(listener.getsockname())
+            there, _ = listener.accept()
+    transport = SocketTransport(here)
+    yield transport, there
+    transport.close()
+    there.close()
+
+
+def test_frames_arrive_whole_and_in_order(ends: Ends) -> None:
+    transport, there = ends
+    sent = [bytes([i]) * size for i, size in enumerate((0, 1, 5_000_000, 3, 100_000))]
+    raw = b"".join(struct.pack(">I", len(frame)) + frame for frame in sent)
+    sender = threading.Thread(target=there.sendall, args=(raw,))
+    sender.start()
+    received = [transport.receive(20) for _ in sent]
+    sender.join()
+    assert received == sent
+    assert transport.receive(0) is None
+
+
+def test_a_frame_that_comes_in_pieces_is_waited_for(ends: Ends) -> None:
+    transport, there = ends
+    for piece in (b"\0", b"\0\0\x03", b"a", b"b"):
+        there.sendall(piece)
+        assert transport.receive(0.01) is None
+    there.sendall(b"c")
+    assert transport.receive(20) == b"abc"
+
+
+def test_a_length_beyond_all_frames_is_not_believed(ends: Ends) -> None:
+    transport, there = ends
+    there.sendall(struct.pack(">I", MAX_FRAME_BYTES + 1))
+    with pytest.raises(TransportError, match="at most"):
+        transport.receive(20)
+
+
+def test_what_was_sent_before_the_end_is_received(ends: Ends) -> None:
+    transport, there = ends
+    there.sendall(struct.pack(">I", 2) + b"ok" + b"\0\0")
+    there.close()
+    assert transport.receive(20) == b"ok"
+    with pytest.raises(TransportError, match="closed"):
+        transport.receive(20)
+    with pytest.raises(TransportError, match="lost"):
+        transport.send(bytes(MAX_FRAME_BYTES))
+
+
+def test_a_side_that_takes_nothing_lets_a_sender_go_when_it_is_closed(ends: Ends) -> None:
+    transport, _ = ends
+    failed: list[TransportError] = []
+
+    def work() -> None:
+        try:
+            while True:
+                transport.send(bytes(1 << 20))
+        except TransportError as error:
+            failed.append(error)
+
+    sender = threading.Thread(target=work)
+    sender.start()
+    time.sleep(0.05)
+    transport.close()
+    transport.close()
+    sender.join(20)
+    assert failed
+
+
+def test_a_migration_over_it(ends: Ends) -> None:
+    transport, there = ends
+    source, destination, record = FakeSource(), FakeDestination(), Record()
+    for page in range(200):
+        source.write(page, bytes([page + 1]) * 4096)
+    source.late_input = b"typed"
+    server = threading.Thread(target=serve, args=(there, Arrival(destination, record)))
+    server.start()
+    report = Migration(source, transport, record, token=1).run()
+    server.join(20)
+    assert report.outcome == "moved"
+    assert destination.memory == source.memory
+    assert destination.typed == b"typed"
+
+
+def test_a_destination_that_dies(ends: Ends) -> None:
+    transport, there = ends
+    source, record = FakeSource(), Record()
+    there.close()
+    config = MigrationConfig(reply_timeout_s=1)
+    with pytest.raises(MigrationFailedError, match="stays at here"):
+        Migration(source, transport, record, token=1, config=config).run()
+    assert source.running
