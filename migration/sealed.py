@@ -23,8 +23,8 @@ from rayvisor.migration.errors import TransportError
 if TYPE_CHECKING:
     import socket
 
-    from rayvisor.migration.arrival import Arrival
     from rayvisor.migration.roles import Transport
+    from rayvisor.migration.socket_transport import Receiver
 
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
@@ -90,7 +90,7 @@ class SealedTransport:
 class SealedArrival:
     """The destination's end: opens what the source sealed, and seals the replies."""
 
-    def __init__(self, arrival: Arrival, key: bytes) -> None:
+    def __init__(self, arrival: Receiver, key: bytes) -> None:
         self._arrival = arrival
         self._key = key
         self._in, self._out = _Seal(key, b"source"), _Seal(key, b"destination")

@@ -17,7 +17,7 @@ from rayvisor.actors.ledger import (
     write_end,
 )
 from rayvisor.actors.records import LastWords, VmRequest, VmState
-from rayvisor.vmm.errors import UnknownVmError
+from rayvisor.vmm.errors import MigrationError, UnknownVmError
 from tests.cluster.conftest import MemoryStore
 
 if TYPE_CHECKING:
@@ -68,6 +68,53 @@ def test_a_stale_token_changes_nothing(store: MemoryStore) -> None:
     ledger.release("web", first)
     assert ledger.get("web").token == second
     assert ledger.get("web").pid == 0
+
+
+@given(
+    st.lists(
+        st.sampled_from(["begin", "commit", "back", "revert", "end", "reload", "old commit"]),
+        max_size=25,
+    )
+)
+def test_whatever_both_sides_ask_one_has_the_vm(steps: Sequence[str]) -> None:
+    """A side that was told it has the VM has it until the other is told so, with more."""
+    store = MemoryStore()
+    ledger = Ledger(store)
+    token = ledger.reserve(REQUEST, "a", "alpha").token
+    ledger.assign("web", token, "actor-0")
+    ledger.confirm("web", token, 10)
+    told, actors, moves = [(token, "actor-0")], 1, 0
+    asked = (token, "actor-0", "nobody")  # token, source and destination of the last move
+    for step in steps:
+        try:
+            match step:
+                case "begin":
+                    moves += 1
+                    source = ledger.get("web")
+                    ledger.begin_move("web", f"m{moves}", "b", "beta")
+                    ledger.aim("web", f"m{moves}", f"actor-{actors}", 10 + actors)
+                    asked = (source.token, source.actor, f"actor-{actors}")
+                    actors += 1
+                case "commit":
+                    told.append((ledger.commit("web", asked[0], asked[2]), asked[2]))
+                case "old commit":
+                    told.append((ledger.commit("web", told[0][0], asked[2]), asked[2]))
+                case "back" | "revert":
+                    revert = step == "revert"
+                    found = ledger.take_back("web", asked[0], asked[1], revert=revert)
+                    told.append((found, asked[1]))
+                case "end":
+                    ledger.end_move("web", f"m{moves}")
+                case "reload":
+                    ledger = Ledger(store)
+        except MigrationError:
+            pass
+        now = ledger.get("web")
+        assert (now.token, now.actor) == told[-1]
+        assert read_placement(store, "web") == now
+    tokens = [found for found, _ in told]
+    assert tokens == sorted(tokens)
+    assert len({found for found, _ in told}) == len(set(told)), "one token, one owner"
 
 
 def test_last_words_belong_to_one_token(store: MemoryStore) -> None:

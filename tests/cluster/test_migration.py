@@ -12,6 +12,7 @@ from rayvisor.actors.records import VmState
 from rayvisor.migration.config import MigrationConfig
 from rayvisor.migration.errors import MigrationFailedError
 from rayvisor.runtime.api import VmSpec
+from rayvisor.runtime.migrating import migrate
 from rayvisor.vmm.errors import ConfigError, MigrationError, PlacementError, UnknownVmError
 from tests.cluster.moving import Reader, make_traveller, other_host, slow_move, spec_of
 
@@ -123,6 +124,22 @@ def test_a_timeout_leaves_it_where_it_is(vm: VmHandle) -> None:
             vm.migrate(bandwidth="200K", timeout="1s")
         reader.wait_for(reader.steps + 10)
     assert vm.status().host == "host-1"
+
+
+def test_post_copy_is_the_last_resort(two_hosts: Cluster, vm: VmHandle) -> None:
+    hopeless = MigrationConfig(
+        downtime_s=0.001, max_rounds=1, bandwidth_bytes_per_s=4 << 20, post_copy=True
+    )
+    with Reader(vm) as reader:
+        reader.wait_for(1100)  # from here on each step checks a page written before
+        report = migrate(two_hosts, vm.name, None, hopeless)
+        assert (report.outcome, report.destination) == ("moved", "host-2")
+        assert "postcopy_s" in report.phases
+        vm.send(b"p")
+        reader.wait_until(lambda: reader.journal.keys == ["p"])
+        reader.wait_for(reader.steps + 1100)
+        assert vm.migrate().outcome == "moved"
+        reader.wait_for(reader.steps + 20)
 
 
 def test_bad_requests_are_one_line(two_hosts: Cluster, vm: VmHandle, kernel: Path) -> None:
