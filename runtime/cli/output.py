@@ -30,8 +30,9 @@ def emit(
     from rich.text import Text
 
     result = render()
-    # Text that is laid out already must not be folded to the width of the terminal.
-    Console().print(result, soft_wrap=isinstance(result, Text))
+    # Text that is laid out already, and a sentence that a program may look for, must not be
+    # folded to the width of the terminal, which is 80 where there is none.
+    Console().print(result, soft_wrap=isinstance(result, (str, Text)))
 
 
 def stderr_console() -> Console:
