@@ -156,11 +156,14 @@ class Soak:
 
     def end(self) -> None:
         """Count what the guest said, and remove it."""
+        self._count()
+        self._cluster.remove(NAME, force=True)
+
+    def _count(self) -> None:
         self.watcher.stopped.set()
         self.tally.lines += self.watcher.lines
         gap_s = max(self.watcher.gaps_us, default=0) / 1e6
         self.tally.longest_gap_s = max(self.tally.longest_gap_s, gap_s)
-        self._cluster.remove(NAME, force=True)
 
     def move(self, *, kill: bool) -> None:
         """Move it once.
@@ -241,8 +244,7 @@ class Soak:
         self.watcher.wait_for(self.watcher.lines + LINES_BETWEEN)
 
     def _lines_until_then(self) -> None:
-        self.watcher.stopped.set()
-        self.tally.lines += self.watcher.lines
+        self._count()
         error = self.watcher.error
         if error is not None and not isinstance(error, MachineStateError):
             raise SoakError(f"before it was killed: {error}") from error
