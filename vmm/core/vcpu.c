@@ -156,8 +156,6 @@ void rv_vcpu_reset(struct rv_vcpu *v)
     rv_engine.set_a20(v->cpu, 1);
     flush_code(v);
     rv_engine.tlb_flush(v->cpu);
-    /* What follows a reset is a boot source written into RAM by the host. */
-    rv_dirtylog_mark(v, 0, v->ram_bytes);
     v->halted = v->triple_fault = v->gave_up = false;
     v->pending_vector = RV_NO_VECTOR;
     __atomic_store_n(&v->nmi, 0, __ATOMIC_SEQ_CST);
