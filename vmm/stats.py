@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.vmm.errors import CorruptStateError
@@ -19,6 +19,37 @@ if TYPE_CHECKING:
     from rayvisor.vmm.vm import Vm
 
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system (stat(2))
+
+
+@dataclass(frozen=True, slots=True)
+class FtStats:
+    """The fault tolerance of one VM, as its primary sees it. Counts are since this pair began.
+
+    Attributes:
+        state: "seeding", "protected", "lagging" (its epochs are longer than they should ever be),
+            or "unprotected" (wanted, but there is no secondary now).
+        epochs: checkpoints that the secondary has acknowledged.
+        epoch_s: length of the last epoch.
+        pause_s: how long the guest stood still for the last checkpoint.
+        lag_s: age of the last checkpoint that was acknowledged: what a failover now would lose of
+            the guest's work, none of which anybody has seen.
+        dirty_bytes: pages written in the last epoch.
+        dirty_bytes_total: pages written, epoch by epoch.
+        sent_bytes_total: what was sent for them, seeding included.
+        held_bytes: console output that waits for its epoch.
+        failovers: how often the VM has gone on from its secondary, since it was created.
+    """
+
+    state: str
+    epochs: int = 0
+    epoch_s: float = 0.0
+    pause_s: float = 0.0
+    lag_s: float = 0.0
+    dirty_bytes: int = 0
+    dirty_bytes_total: int = 0
+    sent_bytes_total: int = 0
+    held_bytes: int = 0
+    failovers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +68,7 @@ class VmStats:
         console_bytes: console output.
         resets: starts over without a power-off, since its process began.
         entered: how often each state was entered, since its process began.
+        ft: its fault tolerance; None where it is not wanted.
     """
 
     name: str
@@ -54,6 +86,7 @@ class VmStats:
     image: str = ""
     exits: dict[str, int] = field(default_factory=dict)
     entered: dict[str, int] = field(default_factory=dict)
+    ft: FtStats | None = None
 
 
 _FIELDS: Final = tuple(f.name for f in fields(VmStats))
@@ -110,6 +143,7 @@ def measure(
     started_unix_s: float,
     entered: Mapping[str, int],
     image: str = "",
+    ft: FtStats | None = None,
 ) -> VmStats:
     """How the VM is now. Any thread; the guest does not notice.
 
@@ -133,6 +167,7 @@ def measure(
         resets=machine.resets,
         image=image,
         entered=dict(entered),
+        ft=ft,
     )
 
 
@@ -140,6 +175,8 @@ def encode(stats: VmStats) -> bytes:
     """The stats as JSON."""
     # Not by asdict, whose deep copies cost as much as everything else a VM does to tell.
     values = {name: getattr(stats, name) for name in _FIELDS}
+    if stats.ft is not None:
+        values["ft"] = asdict(stats.ft)
     return json.dumps(values, separators=(",", ":")).encode()
 
 
@@ -150,6 +187,9 @@ def decode(data: bytes) -> VmStats:
         CorruptStateError: it is something else.
     """
     try:
-        return VmStats(**json.loads(data))
-    except (TypeError, ValueError) as error:
+        values = json.loads(data)
+        if values.get("ft") is not None:
+            values["ft"] = FtStats(**values["ft"])
+        return VmStats(**values)
+    except (AttributeError, TypeError, ValueError) as error:
         raise CorruptStateError(f"no statistics of a VM: {error}") from None

@@ -15,7 +15,7 @@ from rayvisor.actors.capacity import memory_now
 from rayvisor.actors.stats import HostMeter, Teller
 from rayvisor.vmm.errors import CorruptStateError
 from rayvisor.vmm.machine import PowerState
-from rayvisor.vmm.stats import decode, encode, measure
+from rayvisor.vmm.stats import FtStats, decode, encode, measure
 from tests.ops.snapshots import a_vm
 from tests.support import flat
 from tests.support.machines import flat_vm
@@ -96,8 +96,9 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(
 def test_stats_survive_the_way_through_a_file() -> None:
     stats = a_vm()
     assert decode(encode(stats)) == stats
-    with pytest.raises(CorruptStateError, match="no statistics of a VM"):
-        decode(b"[]")
+    for bad in (b"[]", b'{"ft": 1}', b'{"ft": {"state": "x", "y": 1}}'):
+        with pytest.raises(CorruptStateError, match="no statistics of a VM"):
+            decode(bad)
 
 
 def stats_of(vm: Vm) -> VmStats:
@@ -146,3 +147,9 @@ def test_memory_of_a_container_is_that_of_its_cgroup(tmp_path: Path) -> None:
     (cgroup / "memory.current").write_text("700000000\n")
     (cgroup / "memory.stat").write_text("anon 500000000\ninactive_file 100000000\n")
     assert memory_now(cgroup, meminfo) == (1_000_000_000, 400_000_000)
+
+
+def test_fault_tolerance_is_told_too() -> None:
+    ft = FtStats("protected", epochs=7, epoch_s=0.025, held_bytes=3)
+    told = a_vm(ft=ft)
+    assert decode(encode(told)) == told
