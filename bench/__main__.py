@@ -13,7 +13,7 @@ NAMES: Final = (
     "console",
     "stop",
     "memory",
-    "workloads",
+    "direct",
     "storm",
     "scrape",
     "migration",

@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from rayvisor.runtime.images import BANNER_PREFIX, ImageStore
 from rayvisor.vmm.boot import bzimage, payload
+from rayvisor.vmm.spec import MachineSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,9 +69,9 @@ def boot_files(
         yield made
 
 
-def _ours(files: BootFiles, memory_mib: int) -> list[str]:
+def _ours(files: BootFiles, memory_mib: int, *options: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "rayvisor", "run", "--memory", f"{memory_mib}M"),
+        *(sys.executable, "-m", "rayvisor", "run", *options, "--memory", f"{memory_mib}M"),
         *("--kernel", str(files.kernel), "--initrd", str(files.initrd), "--append", files.cmdline),
     ]
 
@@ -86,6 +87,7 @@ def _qemu(kernel: Path, files: BootFiles, memory_mib: int) -> list[str]:
 
 
 OURS: Final = "Rayvisor"
+OURS_TRANSLATED: Final = "Rayvisor --no-direct"
 QEMU_BZIMAGE: Final = "QEMU TCG microvm, bzImage"
 QEMU_PVH: Final = "QEMU TCG microvm, PVH"
 
@@ -98,10 +100,17 @@ def contestants() -> tuple[str, ...]:
     return (OURS,)
 
 
+def has_direct() -> bool:
+    """Whether this Rayvisor knows direct execution; without it all code is translated."""
+    return "direct" in {field.name for field in fields(MachineSpec)}
+
+
 def command(who: str, files: BootFiles, memory_mib: int = MEMORY_MIB) -> list[str]:
     """The command line of a contestant."""
     if who == OURS:
         return _ours(files, memory_mib)
+    if who == OURS_TRANSLATED:
+        return _ours(files, memory_mib, "--no-direct")
     return _qemu(files.kernel if who == QEMU_BZIMAGE else files.vmlinux, files, memory_mib)
 
 

@@ -1,28 +1,14 @@
-/* User programs whose speed under translation is worth knowing.
- *
- * usage: workloads NAME [SCALE]    prints: NAME nanoseconds checksum
- *        workloads --list
- *
- * SCALE divides the work: 1 is what the tables are made with. The checksum keeps the compiler
- * from dropping the work and must be the same everywhere. */
-#define _GNU_SOURCE
+/* Work of the processor alone: what direct execution is for. */
+#include "workloads.h"
+
 #include <math.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-static const char *program_path;
 
 static uint64_t rotr32(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
 /* FIPS 180-4, over a block that is its own result. */
-static uint64_t sha256(unsigned scale) {
+uint64_t cpu_sha256(unsigned scale) {
     static uint32_t k[64];
     uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
@@ -53,7 +39,7 @@ static uint64_t sha256(unsigned scale) {
     return (uint64_t)h[0] << 32 | h[7];
 }
 
-static uint64_t sieve(unsigned scale) {
+uint64_t cpu_sieve(unsigned scale) {
     size_t limit = 20000000 / scale;
     uint64_t count = 0;
     uint8_t *composite = calloc(limit + 1, 1);
@@ -73,7 +59,7 @@ static int compare(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static uint64_t quicksort(unsigned scale) {
+uint64_t cpu_quicksort(unsigned scale) {
     size_t count = 2000000 / scale;
     uint32_t *numbers = malloc(count * sizeof *numbers), x = 12345;
     for (size_t i = 0; i < count; i++)
@@ -87,7 +73,7 @@ static uint64_t quicksort(unsigned scale) {
 }
 
 /* A bytecode loop with a switch: indirect jumps that no one predicts well. */
-static uint64_t interpreter(unsigned scale) {
+uint64_t cpu_interpreter(unsigned scale) {
     static uint8_t code[256];
     uint64_t a = 1, b = 2, sum = 0;
     for (unsigned i = 0; i < sizeof code; i++)
@@ -107,7 +93,7 @@ static uint64_t interpreter(unsigned scale) {
     return sum ^ a ^ b;
 }
 
-static uint64_t nbody(unsigned scale) {
+uint64_t cpu_nbody(unsigned scale) {
     enum { BODIES = 5 };
     double p[BODIES][3], v[BODIES][3], m[BODIES];
     for (int i = 0; i < BODIES; i++) {
@@ -117,7 +103,7 @@ static uint64_t nbody(unsigned scale) {
             v[i][d] = (d - 1) * 0.1 * i;
         }
     }
-    for (unsigned step = 0; step < 500000 / scale; step++) {
+    for (unsigned step = 0; step < 2000000 / scale; step++) {
         for (int i = 0; i < BODIES; i++)
             for (int j = i + 1; j < BODIES; j++) {
                 double d[3], square = 0.01;
@@ -140,7 +126,7 @@ static uint64_t nbody(unsigned scale) {
     return bits;
 }
 
-static uint64_t matmul(unsigned scale) {
+uint64_t cpu_matmul(unsigned scale) {
     enum { N = 256 };
     static double a[N][N], b[N][N], c[N][N];
     for (int i = 0; i < N; i++)
@@ -148,7 +134,7 @@ static uint64_t matmul(unsigned scale) {
             a[i][j] = i - j;
             b[i][j] = i * 0.5 + j;
         }
-    for (unsigned times = 0; times < (8 + scale - 1) / scale; times++)
+    for (unsigned times = 0; times < (32 + scale - 1) / scale; times++)
         for (int i = 0; i < N; i++)
             for (int k = 0; k < N; k++)
                 for (int j = 0; j < N; j++)
@@ -158,7 +144,7 @@ static uint64_t matmul(unsigned scale) {
     return bits;
 }
 
-static uint64_t chase(unsigned scale) {
+uint64_t cpu_chase(unsigned scale) {
     size_t count = (64u << 20) / sizeof(uint32_t);
     uint32_t *next = malloc(count * sizeof *next), at = 0;
     for (size_t i = 0; i < count; i++)
@@ -172,7 +158,7 @@ static uint64_t chase(unsigned scale) {
     return sum;
 }
 
-static uint64_t copy(unsigned scale) {
+uint64_t cpu_copy(unsigned scale) {
     size_t count = 64u << 20;
     uint8_t *from = malloc(count), *to = malloc(count);
     memset(from, 7, count);
@@ -185,95 +171,4 @@ static uint64_t copy(unsigned scale) {
     free(from);
     free(to);
     return sum;
-}
-
-static uint64_t calls(unsigned scale) {
-    uint64_t sum = 0, parent = (uint64_t)getppid();
-    for (unsigned i = 0; i < 1000000 / scale; i++)
-        sum += (uint64_t)syscall(SYS_getppid) == parent;
-    return sum;
-}
-
-static uint64_t faults(unsigned scale) {
-    uint64_t sum = 0;
-    size_t pages = 2000;
-    for (unsigned times = 0; times < 100 / scale; times++) {
-        uint8_t *area = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        madvise(area, pages * 4096, MADV_NOHUGEPAGE);
-        for (size_t i = 0; i < pages; i++)
-            sum += area[i * 4096]++ + 1u;
-        munmap(area, pages * 4096);
-    }
-    return sum;
-}
-
-static uint64_t forks(unsigned scale) {
-    uint64_t sum = 0;
-    for (unsigned i = 0; i < 500 / scale; i++) {
-        pid_t pid = fork();
-        if (pid == 0) {
-            execl(program_path, program_path, "--nothing", (char *)NULL);
-            _exit(1);
-        }
-        int status = 1;
-        waitpid(pid, &status, 0);
-        sum += status == 0;
-    }
-    return sum;
-}
-
-static uint64_t pipes(unsigned scale) {
-    int out[2], in[2];
-    uint64_t sum = 0;
-    unsigned turns = 50000 / scale;
-    if (pipe(out) || pipe(in))
-        return 0;
-    pid_t pid = fork();
-    char byte = 1;
-    if (pid == 0) {
-        for (unsigned i = 0; i < turns; i++)
-            if (read(out[0], &byte, 1) != 1 || write(in[1], &byte, 1) != 1)
-                _exit(1);
-        _exit(0);
-    }
-    for (unsigned i = 0; i < turns; i++)
-        sum += write(out[1], &byte, 1) == 1 && read(in[0], &byte, 1) == 1;
-    waitpid(pid, NULL, 0);
-    return sum;
-}
-
-static const struct {
-    const char *name;
-    uint64_t (*run)(unsigned scale);
-} workloads[] = {
-    {"sha256", sha256},   {"sieve", sieve},   {"quicksort", quicksort},
-    {"interpreter", interpreter}, {"nbody", nbody}, {"matmul", matmul},
-    {"chase", chase},     {"copy", copy},     {"getppid", calls},
-    {"faults", faults},   {"fork-exec", forks}, {"pipe", pipes},
-};
-
-int main(int argc, char **argv) {
-    unsigned scale = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 1;
-    program_path = argv[0];
-    if (argc == 2 && !strcmp(argv[1], "--nothing"))
-        return 0;
-    for (size_t i = 0; argc > 1 && scale && i < sizeof workloads / sizeof *workloads; i++) {
-        if (!strcmp(argv[1], "--list")) {
-            puts(workloads[i].name);
-        } else if (!strcmp(argv[1], workloads[i].name)) {
-            struct timespec start, end;
-            clock_gettime(CLOCK_MONOTONIC, &start);
-            uint64_t sum = workloads[i].run(scale);
-            clock_gettime(CLOCK_MONOTONIC, &end);
-            printf("%s %lld %016llx\n", argv[1],
-                   (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec,
-                   (unsigned long long)sum);
-            return 0;
-        }
-    }
-    if (argc == 2 && !strcmp(argv[1], "--list"))
-        return 0;
-    fprintf(stderr, "usage: workloads NAME [SCALE] | --list\n");
-    return 2;
 }

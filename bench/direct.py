@@ -1,0 +1,228 @@
+"""Direct execution: user programs natively, and in guests with it, without it, and under QEMU.
+
+One static binary (and Debian's own busybox and tcc) runs everywhere. Each workload times itself
+by the clock of the system it runs on and prints a checksum that must be the same everywhere. All
+guests are up for the whole time and the contestants take turns at each workload, so that what
+happens to the machine meanwhile happens to all of them. Where the translators are many times
+slower than native, on the processor's own work, they run less often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import subprocess
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from bench import tools
+from bench.contestants import (
+    OURS,
+    OURS_TRANSLATED,
+    QEMU_PVH,
+    Guest,
+    GuestError,
+    boot_files,
+    contestants,
+    has_direct,
+)
+from bench.report import Cell, Report, finish, median, take_precedence, verdict
+from tests.support.programs import build_program
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IN_GUEST: Final = "/usr/bin/workloads"
+NATIVE: Final = "native"
+MEMORY_MIB: Final = 512
+SLOWEST_S: Final = 600.0
+
+NATIVE_LIMIT: Final = 1.10
+NATIVE_MEAN_LIMIT: Final = 1.05
+QEMU_LIMIT: Final = 1.0
+TRANSLATED_LIMIT: Final = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A workload of the program; `kind` is "cpu" or "kernel"."""
+
+    kind: str
+    name: str
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds of every run of one workload, by contestant, and the checksums that were seen."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    checksums: set[str] = field(default_factory=set)
+
+    def add(self, who: str, line: str) -> None:
+        """Take what the program printed.
+
+        Raises:
+            GuestError: it is something else.
+        """
+        words = line.split()
+        if len(words) != 3 or not words[1].isdigit():
+            raise GuestError(f"{who}: the workload printed {line!r}")
+        _, nanoseconds, checksum = words
+        self.seconds.setdefault(who, []).append(int(nanoseconds) / 1e9)
+        self.checksums.add(checksum)
+
+    def median_s(self, who: str) -> float | None:
+        """The contestant's median; None if it did not run."""
+        return median(self.seconds[who]) if who in self.seconds else None
+
+    def ratio(self, who: str, other: str) -> float | None:
+        """The median over the rounds in which both ran of one's time over the other's."""
+        if who not in self.seconds or other not in self.seconds:
+            return None
+        both = zip(self.seconds[who], self.seconds[other], strict=False)
+        return median([mine / theirs for mine, theirs in both])
+
+
+def workloads(program: Path, names: list[str]) -> list[Workload]:
+    """Those asked for, or all.
+
+    Raises:
+        SystemExit: there is none of that name.
+    """
+    command = [str(program), "--list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = [Workload(*line.split()) for line in listed.splitlines()]
+    known = [one.name for one in found]
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"no workload {name}: there are {', '.join(known)}")
+    return [one for one in found if not names or one.name in names]
+
+
+def natively(program: Path, name: str, scale: int, home: Path) -> str:
+    """What the program prints on this host, on one CPU, as a guest has one."""
+    command = [str(program), name, str(scale), str(home), str(home)]
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def measure(
+    todo: list[Workload], rounds: int, translated_rounds: int, scale: int
+) -> dict[str, Timings]:
+    """Each workload's timings, by its name."""
+    program = build_program("workloads")
+    home, _ = tools.tools()
+    direct = has_direct()
+    names = [who for who in contestants() if who in {OURS, QEMU_PVH}]
+    names += [OURS_TRANSLATED] if direct else []
+    found: dict[str, Timings] = {one.name: Timings() for one in todo}
+    files = {IN_GUEST: program, **tools.files(home)}
+    with boot_files(files=files) as boot, contextlib.ExitStack() as stack:
+        guests = {
+            who: stack.enter_context(Guest(who, boot, memory_mib=MEMORY_MIB)) for who in names
+        }
+        for guest in guests.values():
+            guest.shell()
+        for number in range(rounds):
+            for one in todo:
+                timings = found[one.name]
+                timings.add(NATIVE, natively(program, one.name, scale, home))
+                for who, guest in guests.items():
+                    translated = who != OURS or not direct
+                    if translated and one.kind == "cpu" and number >= translated_rounds:
+                        continue
+                    timings.add(who, guest.run(f"{IN_GUEST} {one.name} {scale}", SLOWEST_S))
+                    took_s = timings.seconds[who][-1]
+                    print(f"{number + 1}: {who}: {one.name}: {took_s:.3f} s", flush=True)
+    return found
+
+
+def promises(todo: list[Workload], found: dict[str, Timings]) -> list[str]:
+    """The verdicts; only of what was measured."""
+    lines = []
+    cpu = [one.name for one in todo if one.kind == "cpu"]
+    ratios = [ratio for name in cpu if (ratio := found[name].ratio(OURS, NATIVE)) is not None]
+    lines += [
+        verdict(f"{name}: ours / native", ratio, NATIVE_LIMIT, "")
+        for name, ratio in zip(cpu, ratios, strict=True)
+    ]
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        lines.append(verdict("geometric mean of these", mean, NATIVE_MEAN_LIMIT, ""))
+    for one in todo:
+        limits = {OURS_TRANSLATED: TRANSLATED_LIMIT}
+        if one.kind == "kernel":
+            limits = {QEMU_PVH: QEMU_LIMIT} | limits
+        for who, limit in limits.items():
+            if (ratio := found[one.name].ratio(OURS, who)) is not None:
+                lines.append(verdict(f"{one.name}: ours / {who}", ratio, limit, ""))
+    return lines
+
+
+def report(todo: list[Workload], found: dict[str, Timings], notes: list[str]) -> Report:
+    """The table, and every sample."""
+    columns = {NATIVE: NATIVE, OURS: "ours", OURS_TRANSLATED: "--no-direct", QEMU_PVH: "QEMU TCG"}
+    rows: list[tuple[Cell, ...]] = []
+    for one in todo:
+        timings = found[one.name]
+        times = [timings.median_s(who) for who in columns]
+        ratios = [timings.ratio(OURS, who) for who in columns if who != OURS]
+        rows.append((one.name, *times, *ratios))
+    return Report(
+        name="direct",
+        title="User programs: seconds, and ours over the others'",
+        columns=(
+            "workload",
+            *(f"{short}, s" for short in columns.values()),
+            *(f"ours / {short}" for who, short in columns.items() if who != OURS),
+        ),
+        rows=tuple(rows),
+        verdicts=tuple(promises(todo, found)),
+        notes=tuple(notes),
+        samples={
+            f"{who}, {name}, s": values
+            for name, timings in found.items()
+            for who, values in timings.seconds.items()
+        },
+    )
+
+
+def main() -> None:
+    take_precedence()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant")
+    parser.add_argument(
+        "--translated-rounds",
+        type=int,
+        default=1,
+        help="runs of the translators on the processor's own work",
+    )
+    parser.add_argument("--scale", type=int, default=1, help="divide the work by this")
+    parser.add_argument("names", nargs="*", help="workloads; default: all")
+    arguments = parser.parse_args()
+    todo = workloads(build_program("workloads"), arguments.names)
+    found = measure(todo, arguments.rounds, arguments.translated_rounds, arguments.scale)
+    wrong = [name for name, timings in found.items() if len(timings.checksums) != 1]
+    if wrong:
+        raise SystemExit(f"checksums differ: {', '.join(wrong)}")
+    _, versions = tools.tools()
+    notes = [
+        f"medians of {arguments.rounds} rounds, and of the rounds' own ratios",
+        f"translators ran sha256 to copy {arguments.translated_rounds} times",
+        "one static binary of baseline x86-64; checksums agreed in every run",
+        f"find, shell and compile run {versions}",
+        "native: one CPU, as a guest has one; QEMU: machine type microvm, PVH",
+    ]
+    if not has_direct():
+        notes.append("this Rayvisor has no direct execution: all its code is translated")
+    finish(report(todo, found, notes))
+
+
+if __name__ == "__main__":
+    main()
