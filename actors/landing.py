@@ -116,6 +116,10 @@ class Landing:
         self._end_if_told()
         return replies
 
+    def idle(self, *, heard: bool) -> list[bytes]:
+        """See `rayvisor.migration.socket_transport.Receiver`."""
+        return self._sealed.idle(heard=heard)
+
     def disconnected(self) -> None:
         """See `Arrival.disconnected`."""
         self._arrival.disconnected()

@@ -12,17 +12,16 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import frames, pages
-from rayvisor.migration.codec import Unpacker
-from rayvisor.migration.config import PAGE_BYTES, Codec
+from rayvisor.migration.config import PAGE_BYTES
 from rayvisor.migration.errors import (
     IllegalPhaseError,
     OwnershipLostError,
     StreamError,
     UndecidedError,
 )
-from rayvisor.migration.host import boot_id, tsc_close_enough, tsc_hz
+from rayvisor.migration.intake import Intake
 from rayvisor.migration.phases import DestinationPhase, destination_phases
-from rayvisor.vmm.errors import MigrationError, RayvisorError
+from rayvisor.vmm.errors import RayvisorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +70,7 @@ class Arrival:
         self._hello: frames.Hello | None = None
         self._state: frames.MachineState | None = None
         self._state_came_ns = 0
-        self._unpacker = Unpacker()
+        self._intake = Intake(destination)
 
     @property
     def phase(self) -> DestinationPhase:
@@ -94,6 +93,10 @@ class Arrival:
                 replies = self._give_up(error)
             return [self._encode(reply) for reply in replies]
 
+    def idle(self, *, heard: bool) -> list[bytes]:
+        """No frame has come for a while."""
+        return []
+
     def disconnected(self) -> None:
         """The source is gone. What has not been claimed by now never will be."""
         with self._lock:
@@ -113,12 +116,13 @@ class Arrival:
         match frame:
             case frames.Hello():
                 phases.enter(_P.RECEIVING)
-                return [self._welcome(frame)]
+                self._hello = frame
+                return [self._intake.welcome(frame)]
             case frames.Pages():
                 if phases.now is _P.FILLING:
                     return [self._fill_pages(frame)]
                 phases.require(_P.RECEIVING)
-                self._put_pages(frame)
+                self._intake.put(frame)
             case frames.Missing():
                 phases.require(_P.RECEIVING)
                 self._expect(frame)
@@ -145,41 +149,6 @@ class Arrival:
             case _:
                 raise StreamError(f"{frame.KIND}: a source does not send this")
         return []
-
-    def _welcome(self, hello: frames.Hello) -> frames.Welcome:
-        mine = self._destination
-        if hello.version != frames.PROTOCOL_VERSION:
-            raise MigrationError(
-                f"the source speaks version {hello.version} of the migration protocol, this host "
-                f"{frames.PROTOCOL_VERSION}: install the same Rayvisor on both"
-            )
-        wanted = (hello.memory_bytes, hello.page_bytes, hello.machine)
-        found = (mine.memory_bytes, PAGE_BYTES, mine.machine_schema)
-        if wanted != found:
-            raise MigrationError(
-                f"the VM needs memory, page size and machine {wanted}, this one has {found}"
-            )
-        if not tsc_close_enough(hello.tsc_hz, tsc_hz()):
-            raise MigrationError(
-                f"the guest's clock counts {hello.tsc_hz} Hz and this host's {tsc_hz()} Hz: "
-                f"choose a host whose TSC has the same frequency"
-            )
-        self._hello = hello
-        shared = frames.FEATURES & set(hello.features)
-        if not mine.can_run_incomplete:
-            shared -= {"postcopy"}
-        return frames.Welcome(frames.PROTOCOL_VERSION, tuple(sorted(shared)), boot_id())
-
-    def _put_pages(self, frame: frames.Pages) -> None:
-        ram = self._destination.ram
-        zeros = pages.read_runs(frame.zeros, len(ram) // PAGE_BYTES)
-        if frame.raw_bytes:
-            raw = self._unpacker.unpack(Codec(frame.codec), frame.data, frame.raw_bytes)
-            pages.put(ram, frame.runs, raw, change=frame.delta)
-        elif frame.data or frame.runs:
-            raise StreamError("pages: runs or data without pages")
-        for first, length in zeros:
-            self._destination.zero(first, length)
 
     def _restore(self, frame: frames.MachineState, came_ns: int) -> None:
         self._destination.restore(frame.state)
@@ -232,7 +201,7 @@ class Arrival:
         zeros = pages.read_runs(frame.zeros, page_count)
         if frame.delta or sum(length for _, length in runs) * PAGE_BYTES != frame.raw_bytes:
             raise StreamError("pages: whole pages are wanted, as many as the runs have")
-        raw = memoryview(self._unpacker.unpack(Codec(frame.codec), frame.data, frame.raw_bytes))
+        raw = memoryview(self._intake.unpack(frame))
         for first, length in runs:
             mine.fill(first, raw[: length * PAGE_BYTES])
             raw = raw[length * PAGE_BYTES :]

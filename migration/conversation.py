@@ -62,17 +62,28 @@ class Conversation:
                 frame = self._decode(data)
                 if isinstance(frame, kind):
                     return frame
+                if isinstance(frame, frames.Beat):
+                    continue
                 raise IllegalPhaseError(f"{kind.KIND} wanted, the destination sent {frame.KIND}")
             meanwhile()
             if deadline_s is not None and time.monotonic() > deadline_s:
                 raise MigrationTimeoutError(f"the destination did not answer in {timeout_s:g} s")
 
+    def next(self, timeout_s: float) -> Frame | None:
+        """The destination's next frame, whichever it is; None if none comes in time.
+
+        Raises:
+            PeerAbortedError, StreamError, TransportError: as `reply`.
+        """
+        data = self._transport.receive(timeout_s)
+        return None if data is None else self._decode(data)
+
     def expect_silence(self) -> None:
         """Raise as `reply` does if the destination has sent anything: nothing is due now."""
-        data = self._transport.receive(0)
-        if data is not None:
+        while (data := self._transport.receive(0)) is not None:
             frame = self._decode(data)
-            raise IllegalPhaseError(f"the destination sent {frame.KIND} unasked")
+            if not isinstance(frame, frames.Beat):
+                raise IllegalPhaseError(f"the destination sent {frame.KIND} unasked")
 
     def close(self) -> None:
         """Nothing more, in either direction."""

@@ -39,6 +39,7 @@ MAX_RUN_BYTES: Final = 8 * MAX_CHUNK_BYTES // PAGE_BYTES
 MAX_CONSOLE_BYTES: Final = 4 << 20
 MAX_WANTED: Final = 1024
 MAX_INPUT_BYTES: Final = 2 << 20
+MAX_TYPISTS_BYTES: Final = 1 << 16
 _MAX_ITEMS: Final = 4096
 """Entries of one array or map inside a frame."""
 _CODECS: Final = frozenset(str(codec) for codec in Codec)
@@ -179,6 +180,33 @@ class Wanted:
     pages: tuple[int, ...] = numbers(MAX_WANTED, (1 << 32) - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class EpochEnd:
+    """Fault tolerance: pages, output and state of epoch `epoch` have been sent; all count now."""
+
+    KIND: ClassVar = "epoch"
+    epoch: int = number(1, 1 << 62)
+    last: bool = boolean()
+    """The source stands still: the other side is to go on."""
+    data: bytes = octets(MAX_TYPISTS_BYTES)
+    """Which input has been typed; see rayvisor.migration.ft_inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """Fault tolerance: the secondary has the whole of this epoch."""
+
+    KIND: ClassVar = "guarded"
+    epoch: int = number(1, 1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Fault tolerance: the sender lives, and has nothing else to say."""
+
+    KIND: ClassVar = "beat"
+
+
 Frame = (
     Hello
     | Welcome
@@ -193,6 +221,9 @@ Frame = (
     | Abort
     | Missing
     | Wanted
+    | EpochEnd
+    | Guarded
+    | Beat
 )
 
 _CLASSES: Final[dict[str, type[Any]]] = {cls.KIND: cls for cls in Frame.__args__}

@@ -130,6 +130,31 @@ def gaps(runs: list[tuple[int, int]], pages: int) -> list[tuple[int, int]]:
     return found
 
 
+def split(
+    packed: bytes, content: memoryview, chunk_bytes: int
+) -> Iterator[tuple[bytes, memoryview]]:
+    """Runs and their pages in pieces of at most `chunk_bytes`, in order."""
+    if len(content) <= chunk_bytes:
+        if packed:
+            yield packed, content
+        return
+    room = chunk_bytes // PAGE_BYTES
+    piece: list[tuple[int, int]] = []
+    filled, start = 0, 0
+    for run_first, run_length in _RUN.iter_unpack(packed):
+        first, length = run_first, run_length
+        while length:
+            taken = min(length, room - filled)
+            piece.append((first, taken))
+            first, length, filled = first + taken, length - taken, filled + taken
+            if filled == room:
+                end = start + filled * PAGE_BYTES
+                yield pack_runs(iter(piece)), content[start:end]
+                piece, filled, start = [], 0, end
+    if piece:
+        yield pack_runs(iter(piece)), content[start:]
+
+
 class Picked:
     """Pages that have been copied out of RAM: whole ones, differences, and zeros.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import frames, pages
@@ -54,6 +54,23 @@ HANDOVER_TRIPS: Final = 1.5
 RETRY_S: Final = 0.2
 ABORT_TAKES_S: Final = 1.0
 _P = SourcePhase
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """What `Migration.seed` has brought about.
+
+    Attributes:
+        talk: the stream, which is open.
+        pending: pages written since they were sent.
+        console_offset: console output has been sent up to there.
+        bytes_sent: what it took.
+    """
+
+    talk: Conversation
+    pending: bytes
+    console_offset: int
+    bytes_sent: int
 
 
 class Migration:
@@ -136,6 +153,25 @@ class Migration:
                 raise self._keep(error) from error
             _log.warning("COMMIT may not have been sent: %s", error)
         return self.settle()
+
+    def seed(self) -> Seeded:
+        """Only the way there, for fault tolerance: the guest runs on here, and is never stopped.
+
+        Returns:
+            What to go on with; the dirty log is on.
+
+        Raises:
+            MigrationFailedError: the destination has not got the VM's pages.
+        """
+        try:
+            sender = self._greet()
+            pending = self._precopy(sender)
+        except Exception as error:
+            raise self._keep(error) from error
+        self._source.throttle(0.0)
+        sender.close()
+        self._book.close()
+        return Seeded(self._talk, pending, self._console_offset, self._book.report.bytes_sent)
 
     def settle(self) -> MigrationReport:
         """Learn who has the VM after COMMIT, and act on it. See `run`."""

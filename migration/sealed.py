@@ -121,6 +121,10 @@ class SealedArrival:
         """
         return [self._out.close(reply) for reply in self._arrival.feed(self._in.open(frame))]
 
+    def idle(self, *, heard: bool) -> list[bytes]:
+        """See `rayvisor.migration.socket_transport.Receiver`."""
+        return [self._out.close(reply) for reply in self._arrival.idle(heard=heard)]
+
     def disconnected(self) -> None:
         """See `Arrival.disconnected`."""
         self._arrival.disconnected()

@@ -32,6 +32,8 @@ class _Reader:
         self._head = bytearray()
         self._body = bytearray()
         self._filled = 0
+        self.taken = 0
+        """How often something has come."""
 
     def frame(self, timeout_s: float | None) -> bytes | bytearray | None:
         """The next frame, or None if it has not come in time (None waits for ever).
@@ -51,6 +53,7 @@ class _Reader:
             self._take()
 
     def _take(self) -> None:
+        self.taken += 1
         if len(self._head) < _LENGTH.size:
             part = self._connection.recv(_LENGTH.size - len(self._head))
             if not part:
@@ -120,18 +123,32 @@ class Receiver(Protocol):
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """Take a frame; the replies."""
 
+    def idle(self, *, heard: bool) -> list[bytes]:
+        """No frame has come for a while, perhaps part of one (`heard`); what to send.
+
+        Raises:
+            TransportError: that is too long.
+        """
+
     def disconnected(self) -> None:
         """The source is gone."""
 
 
-def serve(connection: socket.socket, arrival: Receiver) -> None:
-    """The destination's end: feed `arrival` until the source has gone. Owns the socket."""
+def serve(connection: socket.socket, arrival: Receiver, look_every_s: float | None = None) -> None:
+    """The destination's end: feed `arrival` until the source has gone. Owns the socket.
+
+    With `look_every_s`, it is also told when no frame has come for so long.
+    """
     _tune(connection)
     reader = _Reader(connection)
     try:
         while True:
-            frame = reader.frame(None)
-            for reply in arrival.feed(frame or b""):
+            before = reader.taken
+            frame = reader.frame(look_every_s)
+            replies = (
+                arrival.idle(heard=reader.taken > before) if frame is None else arrival.feed(frame)
+            )
+            for reply in replies:
                 _send(connection, reply)
     except (OSError, TransportError):
         pass

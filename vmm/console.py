@@ -20,6 +20,9 @@ class Console:
 
     Byte n of the guest's output has offset n for ever; the last `capacity_bytes` and more are
     kept. Thread-safe.
+
+    It is also the one gate by which output leaves a VM that is fault tolerant: from `hold` on,
+    readers see only what has been released.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Console:
         self._sending = threading.Lock()
         self._closed = False
         self._read_s = 0.0
+        self._released: int | None = None
 
     @property
     def start_offset(self) -> int:
@@ -42,9 +46,29 @@ class Console:
 
     @property
     def end_offset(self) -> int:
+        """How many bytes the guest has written so far, without those that are held."""
+        with self._changed:
+            return self._end
+
+    @property
+    def written_offset(self) -> int:
         """How many bytes the guest has written so far."""
         with self._changed:
-            return self._start + len(self._kept)
+            return self._written
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are written and not released."""
+        with self._changed:
+            return self._written - self._end
+
+    @property
+    def _written(self) -> int:
+        return self._start + len(self._kept)
+
+    @property
+    def _end(self) -> int:
+        return self._written if self._released is None else self._released
 
     def write(self, data: bytes) -> None:
         """Append output. A `ByteSink`."""
@@ -52,10 +76,30 @@ class Console:
             self._kept += data
             # Trimmed in large steps: each moves what stays.
             if len(self._kept) > 2 * self._capacity_bytes:
-                surplus = len(self._kept) - self._capacity_bytes
+                # What is held has been shown to nobody yet, and stays.
+                surplus = min(len(self._kept) - self._capacity_bytes, self._end - self._start)
                 del self._kept[:surplus]
                 self._start += surplus
             self._changed.notify_all()
+
+    def hold(self) -> None:
+        """Show nothing that is written from now on until it is released. Harmless when it holds."""
+        with self._changed:
+            self._released = self._end
+
+    def release(self, offset: int | None = None) -> None:
+        """Show what was written up to `offset`; with None everything, and hold no more."""
+        with self._changed:
+            if offset is None:
+                self._released = None
+            elif self._released is not None:
+                self._released = max(self._released, min(offset, self._written))
+            self._changed.notify_all()
+
+    def written(self, offset: int, max_bytes: int) -> tuple[int, bytes]:
+        """As `read`, of what is held, too. Never waits."""
+        with self._changed:
+            return self._piece(offset, max_bytes, self._written)
 
     def read(
         self, offset: int, *, max_bytes: int = 1 << 16, timeout_s: float | None = 0
@@ -67,18 +111,24 @@ class Console:
             longer kept, and the bytes; none at the timeout, or when no more will come.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._start + len(self._kept) > offset, timeout_s
-            )
+            self._changed.wait_for(lambda: self._is_over or self._end > offset, timeout_s)
             stream = time.monotonic() - self._read_s < GATHER_S
-            few = 0 < self._start + len(self._kept) - offset < GATHER_BYTES
+            few = 0 < self._end - offset < GATHER_BYTES
         if stream and few and not self._closed:
             time.sleep(GATHER_S)
         with self._changed:
             self._read_s = time.monotonic()
-            first = max(offset, self._start)
-            skip = first - self._start
-            return first, bytes(self._kept[skip : skip + max_bytes])
+            return self._piece(offset, max_bytes, self._end)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing will come that has not come: what is held may still be released."""
+        return self._closed and self._end == self._written
+
+    def _piece(self, offset: int, max_bytes: int, end: int) -> tuple[int, bytes]:
+        first = max(offset, self._start)
+        skip = first - self._start
+        return first, bytes(self._kept[skip : max(skip, min(skip + max_bytes, end - self._start))])
 
     def send(self, data: bytes) -> None:
         """Type `data` at the guest's console.
@@ -99,6 +149,8 @@ class Console:
         with self._changed:
             self._kept.clear()
             self._start = offset
+            if self._released is not None:
+                self._released = offset
 
     def close(self) -> None:
         """No more output will come: readers that wait are let go."""

@@ -10,8 +10,10 @@ anything is changed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from rayvisor.vmm.core.vcpu import decode
 from rayvisor.vmm.cpu_state import CpuState
 from rayvisor.vmm.errors import CorruptStateError
 from rayvisor.vmm.machine import MAX_WAITING_INPUT_BYTES
@@ -27,21 +29,51 @@ _KEYS: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A machine's state, copied out of it but not yet put into plain values: that takes longer."""
+
+    memory_bytes: int
+    clock_ns: int
+    cpu: bytes
+    chips: dict[str, Any]
+    console_input: bytes
+
+    def plain(self) -> dict[str, Any]:
+        """The state as plain values. Any thread."""
+        return {
+            "schema": SCHEMA[0],
+            "version": SCHEMA[1],
+            "memory_bytes": self.memory_bytes,
+            "clock_ns": self.clock_ns,
+            "cpu": pack(decode(self.cpu)),
+            "devices": {name: pack(state) for name, state in self.chips.items()},
+            "console_input": self.console_input,
+        }
+
+
+def capture(machine: Machine) -> Capture:
+    """A copy of the state of a machine that does not run, or that runs this very call.
+
+    Raises:
+        EngineError: it runs.
+    """
+    return Capture(
+        memory_bytes=machine.ram.size_bytes,
+        clock_ns=machine.clock.now_ns(),
+        cpu=machine.vcpu.save_raw(),
+        chips={name: chip.snapshot() for name, chip in machine.devices.items()},
+        console_input=machine.waiting_input(),
+    )
+
+
 def save(machine: Machine) -> dict[str, Any]:
     """The state of a machine that does not run.
 
     Raises:
         EngineError: it runs.
     """
-    return {
-        "schema": SCHEMA[0],
-        "version": SCHEMA[1],
-        "memory_bytes": machine.ram.size_bytes,
-        "clock_ns": machine.clock.now_ns(),
-        "cpu": pack(machine.vcpu.save()),
-        "devices": {name: pack(chip.snapshot()) for name, chip in machine.devices.items()},
-        "console_input": machine.waiting_input(),
-    }
+    return capture(machine).plain()
 
 
 def restore(machine: Machine, plain: object) -> None:

@@ -48,6 +48,9 @@ SAMPLES: dict[str, frames.Frame] = {
     "abort": frames.Abort("no room"),
     "missing": frames.Missing(bytes.fromhex("0300000002000000")),
     "wanted": frames.Wanted((4, 3)),
+    "epoch": frames.EpochEnd(7, last=True, data=b"\x81\xa2me\x03"),
+    "guarded": frames.Guarded(7),
+    "beat": frames.Beat(),
 }
 
 # What each sample is as frame number 5. A change here is a change of the protocol's version.
@@ -105,6 +108,13 @@ GOLDEN: dict[str, str] = {
         "85a46b696e64a677616e746564a373657105a373756dce5e68acaaa468656164c40a81a570616765"
         "73920403a464617461c400"
     ),
+    "epoch": (
+        "85a46b696e64a565706f6368a373657105a373756dce6f9783eba468656164c40e82a565706f636807a46c617374c3a464617461c40581a26d6503"
+    ),
+    "guarded": (
+        "85a46b696e64a767756172646564a373657105a373756dceab939786a468656164c40881a565706f636807a464617461c400"
+    ),
+    "beat": ("85a46b696e64a462656174a373657105a373756dce94bfe3faa468656164c40180a464617461c400"),
 }
 
 

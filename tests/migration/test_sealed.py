@@ -28,6 +28,9 @@ class Arrival:
     fed: list[bytes] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
 
+    def idle(self, *, heard: bool) -> list[bytes]:
+        return [b"still here"] if heard else []
+
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         self.fed.append(bytes(frame))
         return [bytes(frame)[::-1]]

@@ -144,6 +144,7 @@ class Vcpu:
         self.stop_dirty_log = self._core.stop_dirty_log
         self.harvest_dirty = self._core.harvest_dirty
         self.engine_cpuid = self._core.engine_cpuid
+        self.save_raw = self._core.save
 
     def run(self) -> VcpuExit:
         """Run the guest until the machine is needed.
