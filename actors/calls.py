@@ -77,6 +77,12 @@ def find_vm(name: str) -> Any:  # noqa: ANN401 - as above
     return find_actor(placement.actor)
 
 
+def fails_over(name: str) -> bool:
+    """Whether the VM has a secondary that will take over if its process is lost."""
+    placement = read_placement(RayStore(), name)
+    return placement is not None and placement.pair is not None and placement.pair.ready
+
+
 def find_actor(name: str) -> Any:  # noqa: ANN401 - as above
     """The actor of that name.
 

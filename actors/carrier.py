@@ -17,6 +17,7 @@ from rayvisor.actors.directory import Answer, Gone, Node, Silent
 from rayvisor.actors.errors import ActorGoneError
 from rayvisor.actors.host import HostActor
 from rayvisor.actors.names import NAMESPACE, host_actor_name
+from rayvisor.vmm.errors import MigrationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.report import MigrationReport
     from rayvisor.vmm.spec import BootSource
+    from rayvisor.vmm.stats import FtStats
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ HOST_START_S: Final = 30.0
 VM_START_S: Final = 90.0
 ANSWER_S: Final = 3.0
 PREPARE_S: Final = 60.0
+UNPROTECT_S: Final = 25.0
 MIGRATION_S: Final = 30 * 24 * 3600.0
 """A migration has a timeout of its own; this only keeps a call from being for ever."""
 
@@ -130,6 +133,31 @@ class RayCarrier:
         target = placement.spot if placement.move is None else placement.move.target
         call = host_actor(target.host_id).prepare_vm.remote(placement)
         return cast("Spot", answer(call, PREPARE_S))
+
+    def prepare_secondary(self, placement: Placement) -> Spot:
+        """An empty process on the host of the VM's secondary."""
+        if placement.pair is None:
+            raise MigrationError(f"VM {placement.name!r} has no secondary")
+        call = host_actor(placement.pair.secondary.host_id).prepare_secondary.remote(placement)
+        return cast("Spot", answer(call, PREPARE_S))
+
+    def protect(self, placement: Placement) -> None:
+        """Have the VM's process give it the secondary that the placement names."""
+        answer(find_actor(placement.actor).protect.remote(placement), ANSWER_S)
+
+    def unprotect(self, spot: Spot, why: str, *, for_good: bool) -> None:
+        """Have the VM's process end its pair."""
+        answer(find_actor(spot.actor).unprotect.remote(why, for_good), UNPROTECT_S)
+
+    def switch_over(self, placement: Placement) -> None:
+        """Have the VM's process hand over to its secondary."""
+        pair_id = "" if placement.pair is None else placement.pair.id
+        answer(find_actor(placement.actor).switch_over.remote(pair_id), ANSWER_S)
+
+    def ft_pair(self, spot: Spot) -> tuple[str, FtStats]:
+        """The pair that a VM's process has, or empty, and its stats."""
+        call = find_actor(spot.actor).ft_pair.remote()
+        return cast("tuple[str, FtStats]", answer(call, ANSWER_S))
 
     def migrate(self, placement: Placement, config: MigrationConfig | None) -> MigrationReport:
         """Have the VM's process move it; without `config`, wait for what it does already.

@@ -10,6 +10,7 @@ from rayvisor.actors import services
 from rayvisor.actors.carrier import RayCarrier, host_actor, ray_nodes
 from rayvisor.actors.directory import Directory
 from rayvisor.actors.events import EventLog
+from rayvisor.actors.ft_keeper import FtKeeper
 from rayvisor.actors.moves import Mover
 from rayvisor.actors.names import CLUSTER_ACTOR, MOVE_GROUP, NAMESPACE
 from rayvisor.actors.store import RayStore
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from rayvisor.actors.events import Event
     from rayvisor.actors.moves import MoveEnd
-    from rayvisor.actors.records import HostStatus, Placement, VmRequest, VmStatus
+    from rayvisor.actors.records import FtStatus, HostStatus, Placement, VmRequest, VmStatus
     from rayvisor.migration.config import MigrationConfig
+    from rayvisor.migration.ft_config import FtConfig
     from rayvisor.vmm.spec import BootSource
 
 THREADS: Final = 32
@@ -35,6 +37,7 @@ class ClusterActor:
         self._events = EventLog(store)
         self._directory: Directory[Sequence[ray.ObjectRef[BootSource]]] = Directory(store, carrier)
         self._mover = Mover(self._directory, carrier, self._events)
+        self._keeper = FtKeeper(self._directory, carrier, self._events, store)
         services.start(services.CLUSTER, self, RayStore(), services.CLUSTER_ID)
 
     def hosts(self) -> list[HostStatus]:
@@ -92,6 +95,31 @@ class ClusterActor:
     def move_end(self, move_id: str, timeout_s: float) -> MoveEnd | None:
         """See `Mover.end`."""
         return self._mover.end(move_id, timeout_s)
+
+    def ft_enable(self, name: str, config: FtConfig, host: str | None) -> FtStatus:
+        """See `FtKeeper.enable`."""
+        return self._keeper.enable(name, config, host)
+
+    def ft_disable(self, name: str) -> FtStatus:
+        """See `FtKeeper.disable`."""
+        return self._keeper.disable(name)
+
+    def ft_failover(self, name: str) -> None:
+        """See `FtKeeper.failover`."""
+        self._keeper.failover(name)
+
+    def ft_status(self, name: str) -> FtStatus:
+        """See `FtKeeper.status`."""
+        return self._keeper.status(name)
+
+    def ft_statuses(self) -> list[FtStatus]:
+        """See `FtKeeper.statuses`."""
+        return self._keeper.statuses()
+
+    @ray.method(concurrency_group=MOVE_GROUP)
+    def ft_changed(self, name: str, pair_id: str, state: str, reason: str) -> None:
+        """See `FtKeeper.changed`."""
+        self._keeper.changed(name, pair_id, state, reason)
 
     @ray.method(concurrency_group=MOVE_GROUP)
     def record_ready(self) -> None:

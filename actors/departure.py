@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from rayvisor.migration.errors import (
-    MigrationFailedError,
-    TransportError,
-    UndecidedError,
-)
+from rayvisor.actors.quay import connect
+from rayvisor.migration.errors import MigrationFailedError, UndecidedError
 from rayvisor.migration.precopy import Migration
 from rayvisor.migration.report import MigrationReport
-from rayvisor.migration.sealed import SealedTransport
-from rayvisor.migration.socket_transport import SocketTransport
 from rayvisor.migration.vm_source import VmSource
 from rayvisor.vmm.errors import RayvisorError
 
@@ -23,15 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayvisor.actors.guest import Guest
-    from rayvisor.actors.landing import Berth
+    from rayvisor.actors.quay import Berth
     from rayvisor.actors.records import Placement
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.report import Progress
     from rayvisor.migration.roles import Ownership
 
 _log = logging.getLogger(__name__)
-
-CONNECT_S: Final = 10.0
 
 
 class _GuestSource(VmSource):
@@ -137,7 +129,7 @@ class Departure:
         move = self._move
         try:
             source = _GuestSource(guest)
-            transport = _connect(berth())
+            transport = connect(berth())
         except (RayvisorError, OSError) as error:
             raise self._never_began(error) from error
         with self._lock:
@@ -180,11 +172,3 @@ class Departure:
         return MigrationFailedError(
             f"VM {report.vm} was not moved and stays at {report.source}: {error}", report
         )
-
-
-def _connect(berth: Berth) -> SealedTransport:
-    try:
-        connection = socket.create_connection((berth.address, berth.port), timeout=CONNECT_S)
-    except OSError as error:
-        raise TransportError(f"the destination does not answer at {berth.address}") from error
-    return SealedTransport(connection, berth.key, SocketTransport(connection))

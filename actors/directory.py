@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from rayvisor.actors.events import EventKind, EventLog
+from rayvisor.actors.ft_record import StoreCell
 from rayvisor.actors.ledger import Ledger, read_end, write_end
 from rayvisor.actors.placing import choose_host, footprint_bytes, named
 from rayvisor.actors.records import (
@@ -26,6 +27,7 @@ from rayvisor.actors.records import (
     VmState,
     VmStatus,
 )
+from rayvisor.migration.ft_protocol import Verdict
 from rayvisor.vmm.errors import MachineStateError, PlacementError
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ class Directory(Generic[BootT_contra]):
             here = [p.request for p in placements if p.host_id == node.host_id]
             if not node.alive and not here:
                 continue
-            arriving = [p.request for p in placements if _room_elsewhere(p) == node.host_id]
+            arriving = [p.request for p in placements if node.host_id in _room_elsewhere(p)]
             promised = here + arriving
             maintained = node.host_id in maintained_ids
             has = node.capacity or Capacity(0, 0, 0)
@@ -235,11 +237,14 @@ class Directory(Generic[BootT_contra]):
             raise MachineStateError(
                 f"VM {name!r} is {status.state}: `rayvisor stop {name}` first, or use --force"
             )
+        if placement.pair is not None:
+            verdict = StoreCell(self._store, placement.pair.id).decide(Verdict.REMOVED)
+            if verdict is not Verdict.REMOVED:  # its secondary has taken over this moment
+                placement = self._ledger.get(name)
         # Forgotten first, so that its host does not write down how a removed VM ended.
         self._ledger.release(name, placement.token)
-        self._carrier.kill(placement.spot)
-        if placement.move is not None:
-            self._carrier.kill(placement.move.target)
+        for spot in placement.spots:
+            self._carrier.kill(spot)
         self._events.write(
             EventKind.VM_REMOVED, f"VM {name} was removed", vm=name, host=placement.host_name
         )
@@ -255,7 +260,7 @@ class Directory(Generic[BootT_contra]):
         ]
 
     def _last_words(self, placement: Placement, answer: Answer | None) -> LastWords | None:
-        if not isinstance(answer, Gone):
+        if not isinstance(answer, Gone) or placement.pair is not None:
             return None
         words = read_end(self._store, placement.name, placement.token)
         if words is None and not self._carrier.is_alive(placement.host_id):
@@ -277,12 +282,13 @@ class Directory(Generic[BootT_contra]):
         return words
 
 
-def _room_elsewhere(placement: Placement) -> str | None:
-    """The host, beside the one it is on, that has room set aside for it."""
-    move = placement.move
-    if move is None:
-        return None
-    return move.origin.host_id if move.committed else move.target.host_id
+def _room_elsewhere(placement: Placement) -> list[str]:
+    """The hosts, beside the one it is on, that have room set aside for it."""
+    move, pair = placement.move, placement.pair
+    found = [] if pair is None else [pair.secondary.host_id]
+    if move is not None:
+        found.append(move.origin.host_id if move.committed else move.target.host_id)
+    return found
 
 
 _ENDED = {VmState.STOPPED, VmState.HALTED, VmState.EXITED, VmState.CRASHED}
@@ -299,6 +305,8 @@ def _describe(placement: Placement, answer: Answer | None, words: LastWords | No
         uptime_s, exit_status = answer.uptime_s, answer.exit_status
     elif answer is not None:
         state, reason = VmState.UNREACHABLE, "its process does not answer"
+        if isinstance(answer, Gone) and placement.pair is not None:
+            reason = f"its secondary on {placement.pair.secondary.host_name} takes over"
     return VmStatus(
         name=request.name,
         state=state,

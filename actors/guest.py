@@ -5,6 +5,7 @@ Plain and tested without Ray; `rayvisor.actors.vm` is the shell around it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING, Final
 
 from rayvisor.actors.errors import MovedError
 from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Report, VmState
+from rayvisor.actors.shield import stats_of
+from rayvisor.migration.ft_inputs import Inputs
 from rayvisor.vmm.debug.census import census_as_dict
 from rayvisor.vmm.debug.disasm import Instruction, disassemble_at
 from rayvisor.vmm.errors import MachineStateError
 from rayvisor.vmm.machine import PowerState
-from rayvisor.vmm.stats import VmStats, measure
+from rayvisor.vmm.stats import FtStats, VmStats, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rayvisor.actors.shield import Shield
     from rayvisor.vmm.exits import ExitCensus
     from rayvisor.vmm.vm import Vm
 
@@ -61,6 +65,12 @@ class Guest:
         """The fencing token it runs under; another one after a migration that failed late."""
         self._remember = remember
         self._forget = forget
+        self.inputs = Inputs(vm.console.send)
+        """All that is typed at the console goes through here."""
+        self.shield: Shield | None = None
+        """Its secondary, the last one if there have been several."""
+        self.failovers: int | None = None
+        """How often it has gone on from a secondary; None where it is not to be fault tolerant."""
         self._lock = threading.Lock()
         self._stopped = self._left = False
         self._started_s = 0.0
@@ -102,9 +112,17 @@ class Guest:
         self._left = True
 
     def stop(self) -> GuestStatus:
-        """Power off, wherever the guest is. Harmless when it has ended."""
+        """Power off, wherever the guest is. Harmless when it has ended.
+
+        Raises:
+            MovedError: it runs elsewhere.
+            ClusterError: it is fault tolerant, and whether it runs elsewhere cannot be known now.
+        """
+        self.require_here()
+        if self.shield is not None and self._state().is_live:
+            self.shield.dissolve("stopped")
         with self._lock:
-            self._require_here()
+            self.require_here()
             watch = self._watch
             if self._state().is_live:
                 self._stopped = True
@@ -116,7 +134,7 @@ class Guest:
     def reset(self) -> GuestStatus:
         """Reboot: load the boot source again and start over, also after the guest has ended."""
         with self._lock:
-            self._require_here()
+            self.require_here()
             if self._state().is_live:
                 self._vm.reset()
                 self._started_s = time.monotonic()
@@ -129,7 +147,7 @@ class Guest:
 
     def status(self) -> GuestStatus:
         """Where it stands."""
-        self._require_here()
+        self.require_here()
         state = self._state()
         return GuestStatus(
             token=self.token,
@@ -147,38 +165,42 @@ class Guest:
         """
         console = self._vm.console
         # Asked before reading: what a guest says last is in the chunk that says it is over.
-        live = self._left or self._state().is_live
+        live = self._left or self._state().is_live or console.held_bytes > 0
         wait_s = timeout_s if live and not self._left else 0.0
         first, data = console.read(max(offset, 0), max_bytes=max_bytes, timeout_s=wait_s)
         if not data:  # none is left out: the guest says more elsewhere
-            self._require_here()
+            self.require_here()
         return ConsoleChunk(first, data, live)
 
     def console_offsets(self) -> tuple[int, int]:
         """The console's output that is kept, as (first, end) byte offsets."""
-        self._require_here()
+        self.require_here()
         return self._vm.console.start_offset, self._vm.console.end_offset
 
-    def send_console(self, data: bytes) -> None:
-        """Type.
+    def send_console(self, data: bytes, typist: str = "", number: int = 0) -> None:
+        """Type. With a typist and a number, once, however often it is asked for.
+
+        When this returns the guest of a fault tolerant VM cannot lose it any more.
 
         Raises:
             MachineStateError: the guest has ended.
         """
-        self._require_here()
+        self.require_here()
         state = self._state()
         if not state.is_live:
             raise MachineStateError(f"nobody reads this console: the guest is {state.value}")
         try:
-            self._vm.console.send(data)
+            mark = self.inputs.type(data, typist, number)
         except MachineStateError:
-            self._require_here()
+            self.require_here()
             raise
+        if self.shield is not None:
+            self.shield.commit(mark)
 
     def wait(self, timeout_s: float) -> GuestStatus | None:
         """Where it stands once the guest has ended, or None after `timeout_s` seconds."""
         power = self._vm.wait(timeout_s)
-        self._require_here()
+        self.require_here()
         watch = self._watch
         if power is None or watch is None:
             return None
@@ -194,21 +216,26 @@ class Guest:
             started_unix_s=self.started_unix_s,
             entered=self._entered,
             image=image,
+            ft=None if self.failovers is None else self.ft_stats(),
         )
+
+    def ft_stats(self) -> FtStats:
+        """What is counted of its fault tolerance."""
+        return stats_of(self.shield, self.failovers or 0)
 
     def report(self) -> Report:
         """The VM's report."""
-        self._require_here()
+        self.require_here()
         return self._vm.report()
 
     def exits(self) -> ExitCensus:
         """The exit census."""
-        self._require_here()
+        self.require_here()
         return self._vm.exits()
 
     def exit_sites(self, limit: int) -> Report:
         """The exit census with the instructions it came from, in JSON's terms."""
-        self._require_here()
+        self.require_here()
         machine = self._vm.machine
         return self._vm.call(
             lambda: census_as_dict(
@@ -218,13 +245,14 @@ class Guest:
 
     def disassemble(self, address: int | None, count: int) -> list[Instruction]:
         """At most `count` instructions at a linear address (None: at RIP)."""
-        self._require_here()
+        self.require_here()
         machine = self._vm.machine
         return self._vm.call(
             lambda: disassemble_at(machine.cpu_state(), machine.ram.read, address, count)
         )
 
-    def _require_here(self) -> None:
+    def require_here(self) -> None:
+        """Raise MovedError when it runs elsewhere."""
         if self._left:
             raise MovedError(f"VM {self._vm.machine.spec.name!r} is in another process now")
 
@@ -239,6 +267,10 @@ class Guest:
 
     def _see_it_end(self) -> None:
         self._vm.wait()
+        if self.shield is not None:
+            # Whether it has ended, or goes on at its secondary, is for the record to say.
+            with contextlib.suppress(MovedError):
+                self.shield.dissolve("the guest has ended", timeout_s=None)
         if self._left:
             return
         self._ended_s = time.monotonic()

@@ -60,6 +60,10 @@ class HostActor:
         """See `Host.prepare_vm`."""
         return self._host.prepare_vm(placement)
 
+    def prepare_secondary(self, placement: Placement) -> Spot:
+        """See `Host.prepare_secondary`."""
+        return self._host.prepare_secondary(placement)
+
     def finish_vm(self, pid: int) -> None:
         """See `Host.finish_vm`."""
         self._host.finish_vm(pid)

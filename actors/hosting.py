@@ -6,6 +6,7 @@ Plain and tested without Ray; `rayvisor.actors.host` is the shell around it.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 2.0
+TAKEOVER_S, TAKEOVER_LOOK_S = 10.0, 0.1
+"""How long the secondary of a VM may take to go on before it is said that the VM has died."""
 
 BootT_contra = TypeVar("BootT_contra", contravariant=True)
 
@@ -72,10 +75,7 @@ class Host(Generic[BootT_contra]):
             placement = read_placement(store, key.removeprefix("vm/"))
             if placement is None:
                 continue
-            spots = {placement.spot}
-            if placement.move is not None:
-                spots |= {placement.move.origin, placement.move.target}
-            for spot in spots:
+            for spot in placement.spots:
                 if spot.host_id == host_id and spot.pid:
                     self._keep_an_eye_on(placement, spot.pid)
 
@@ -120,12 +120,46 @@ class Host(Generic[BootT_contra]):
         self._keep_an_eye_on(placement, spot.pid)
         return spot
 
+    def prepare_secondary(self, placement: Placement) -> Spot:
+        """A process on this host for the secondary of a fault tolerant VM.
+
+        Raises:
+            StaleTokenError: the ledger does not want one here, or not any more.
+        """
+        current, pair = read_placement(self._store, placement.name), placement.pair
+        if current is None or pair is None or current.pair != pair:
+            raise StaleTokenError(f"VM {placement.name!r} has another secondary by now")
+        if pair.secondary.host_id != self._host_id:
+            raise StaleTokenError(f"the secondary of VM {placement.name!r} is not for this host")
+        spot = replace(self._spawner.prepare(), host_name=pair.secondary.host_name)
+        self._keep_an_eye_on(placement, spot.pid)
+        return spot
+
     def finish_vm(self, pid: int) -> None:
         """Return once a VM's process, which was told to end, has ended."""
         self._watch.finish(pid, PATIENCE_S)
 
     def _keep_an_eye_on(self, placement: Placement, pid: int) -> None:
         def ended(reason: str) -> None:
+            current = read_placement(self._store, placement.name)
+            if current is not None and current.pid == pid and current.pair is not None:
+                # Its secondary takes over this moment, on its own; others' ends must not wait.
+                threading.Thread(
+                    target=wait_and_tell, args=(reason,), name="wait_and_tell", daemon=True
+                ).start()
+            else:
+                tell(reason)
+
+        def wait_and_tell(reason: str) -> None:
+            deadline_s = time.monotonic() + TAKEOVER_S
+            while time.monotonic() < deadline_s:
+                current = read_placement(self._store, placement.name)
+                if current is None or current.pair is None or not current.pair.ready:
+                    break
+                time.sleep(TAKEOVER_LOOK_S)
+            tell(reason)
+
+        def tell(reason: str) -> None:
             name, token = placement.name, placement.token
             current = read_placement(self._store, name)
             if current is None:

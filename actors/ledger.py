@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
+from rayvisor.actors.ft_record import effective
 from rayvisor.actors.records import LastWords, Move, Placement, Spot, VmRequest
 from rayvisor.migration.errors import OwnershipLostError
 from rayvisor.vmm.errors import ClusterError, MigrationError, UnknownVmError
@@ -63,16 +64,16 @@ class Ledger:
             placement = read_placement(store, key.removeprefix("vm/"))
             if placement is not None:
                 self._placements[placement.name] = placement
-        greatest = max(
-            (max(p.token, p.move.token if p.move else 0) for p in self._placements.values()),
-            default=0,
-        )
+        for placement in self._placements.values():
+            if placement.ft is not None:  # what a cell has said is written down
+                self._write(placement)
+        greatest = max((t for p in self._placements.values() for t in _tokens(p)), default=0)
         self._token = max(greatest, int(store.get("token") or b"0"))
 
     def placements(self) -> list[Placement]:
         """Every VM there is, by name."""
         with self._lock:
-            return sorted(self._placements.values(), key=lambda p: p.name)
+            return [self._current(name) for name in sorted(self._placements)]
 
     def get(self, name: str) -> Placement:
         """Where the VM is.
@@ -81,10 +82,25 @@ class Ledger:
             UnknownVmError: there is none of that name.
         """
         with self._lock:
-            placement = self._placements.get(name)
-        if placement is None:
-            raise _unknown(name)
-        return placement
+            if name not in self._placements:
+                raise _unknown(name)
+            return self._current(name)
+
+    def next_token(self) -> int:
+        """A token greater than any before."""
+        with self._lock:
+            return self._next_token()
+
+    def edit(self, name: str, change: Callable[[Placement], Placement]) -> Placement:
+        """Write what `change` makes of a placement; what it raises changes nothing.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        with self._lock:
+            if name not in self._placements:
+                raise _unknown(name)
+            return self._write(change(self._current(name)))
 
     def check_free(self, name: str) -> None:
         """Raise NameTakenError when there is a VM of that name."""
@@ -142,6 +158,11 @@ class Ledger:
             found = self._placements.get(name)
             if found is None:
                 raise _unknown(name)
+            if found.ft is not None:
+                raise MigrationError(
+                    f"VM {name!r} is fault tolerant: `rayvisor ft failover {name}` moves it to its"
+                    f" secondary, or `rayvisor ft disable {name}` first"
+                )
             if found.move is not None:
                 raise MigrationError(
                     f"VM {name!r} is on its way to host {found.move.target.host_name} already:"
@@ -265,6 +286,12 @@ class Ledger:
             raise MigrationError(f"this migration of VM {name!r} is over")
         return found, found.move
 
+    def _current(self, name: str) -> Placement:
+        """The placement, after what its pair's cell says is written down."""
+        placement = self._placements[name]
+        now = effective(placement, self._store)
+        return placement if now is placement else self._write(now)
+
     def _check_free(self, name: str) -> None:
         taken = self._placements.get(name)
         if taken is not None:
@@ -290,6 +317,12 @@ class Ledger:
         return placement
 
 
+def _tokens(placement: Placement) -> list[int]:
+    """The placement's token, and those that are set aside."""
+    move, pair = placement.move, placement.pair
+    return [placement.token, *(m.token for m in (move, pair) if m is not None)]
+
+
 def _unknown(name: str) -> UnknownVmError:
     return UnknownVmError(f"no VM is called {name!r}; `rayvisor ls` lists them")
 
@@ -300,10 +333,11 @@ def read_placement(store: KeyValueStore, name: str) -> Placement | None:
     if raw is None:
         return None
     try:
-        return _PLACEMENT.validate_json(raw)
+        placement = _PLACEMENT.validate_json(raw)
     except ValidationError:
         _log.exception("placement of VM %r is unreadable and is left out", name)
         return None
+    return effective(placement, store)
 
 
 def write_end(store: KeyValueStore, name: str, token: int, words: LastWords) -> None:

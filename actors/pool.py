@@ -115,9 +115,7 @@ class Pool:
         for key in store.keys("vm/"):
             placement = read_placement(store, key.removeprefix("vm/"))
             if placement is not None:
-                known.add(placement.actor)
-                if placement.move is not None:
-                    known |= {placement.move.origin.actor, placement.move.target.actor}
+                known |= {spot.actor for spot in placement.spots}
         prefix = vm_actor_prefix(self._node_id)
         for listed in cast("Any", ray.util.list_named_actors(all_namespaces=True)):
             name = listed["name"]

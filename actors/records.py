@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayvisor.vmm.errors import MigrationError
+
+if TYPE_CHECKING:
+    from rayvisor.vmm.stats import FtStats
 
 
 class VmState(StrEnum):
@@ -73,6 +76,44 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """A VM's secondary, as the ledger knows it.
+
+    `token` is set aside for the secondary; the VM has it once the pair's cell names the secondary
+    (`rayvisor.actors.ft_record`). `ready` is set when it has had a whole epoch.
+    """
+
+    id: str
+    token: int
+    secondary: Spot
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """A process that has lost a VM to the other side of its pair, and is to be ended."""
+
+    pair_id: str
+    spot: Spot
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """Fault tolerance is wanted for a VM. `pair` is None while it has no secondary.
+
+    `host` is the one that was asked for, by name; `failovers` counts how often the VM has gone on
+    from a secondary, and `reason` says why there is no pair.
+    """
+
+    epoch_s: float
+    silence_s: float
+    host: str | None = None
+    pair: Pair | None = None
+    failovers: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Who runs a VM. The cluster's ledger is the one place where this is decided.
 
@@ -93,11 +134,29 @@ class Placement:
     actor: str = ""
     move: Move | None = None
     took_back: int | None = None
+    ft: Protection | None = None
+    remains: tuple[Remains, ...] = ()
 
     @property
     def spot(self) -> Spot:
         """The process that has the VM."""
         return Spot(self.host_id, self.host_name, self.actor, self.pid)
+
+    @property
+    def spots(self) -> set[Spot]:
+        """Every process that has, had or may get the VM."""
+        found = {self.spot}
+        if self.move is not None:
+            found |= {self.move.origin, self.move.target}
+        if self.pair is not None:
+            found.add(self.pair.secondary)
+        found |= {r.spot for r in self.remains}
+        return found
+
+    @property
+    def pair(self) -> Pair | None:
+        """Its secondary, if it has one."""
+        return None if self.ft is None else self.ft.pair
 
     @property
     def moving(self) -> Move:
@@ -188,6 +247,28 @@ class VmStatus:
     exit_status: int | None = None
     moving_to: str = ""
     """The host it is on its way to."""
+
+
+@dataclass(frozen=True, slots=True)
+class FtStatus:
+    """Everything `ft status` shows of a VM.
+
+    Attributes:
+        state: "protected", "lagging", "seeding", "unprotected" or "off".
+        secondary: the host that stands by, or empty.
+        reason: why it is not protected; empty when it is.
+        stats: what the primary counts, or None when it does not say.
+    """
+
+    vm: str
+    state: str
+    host: str
+    secondary: str = ""
+    reason: str = ""
+    epoch_s: float = 0.0
+    silence_s: float = 0.0
+    failovers: int = 0
+    stats: FtStats | None = None
 
 
 @dataclass(frozen=True, slots=True)

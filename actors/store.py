@@ -6,6 +6,8 @@ from typing import Protocol, cast
 
 from ray.experimental import internal_kv
 
+from rayvisor.vmm.errors import ClusterError
+
 _NAMESPACE = b"rayvisor"
 
 
@@ -17,6 +19,9 @@ class KeyValueStore(Protocol):
 
     def put(self, key: str, value: bytes) -> None:
         """Set the value; it is there for every reader when this returns."""
+
+    def put_new(self, key: str, value: bytes) -> bytes:
+        """Set the value if there is none; what is there now. Of several at once, one wins."""
 
     def delete(self, key: str) -> None:
         """Forget the key. Harmless when it is not there."""
@@ -42,6 +47,18 @@ class RayStore:
         internal_kv._internal_kv_put(  # noqa: SLF001 - Ray offers no public one
             key.encode(), value, overwrite=True, namespace=_NAMESPACE
         )
+
+    def put_new(self, key: str, value: bytes) -> bytes:
+        """Set the value if there is none; what is there now."""
+        there = internal_kv._internal_kv_put(  # noqa: SLF001 - as above
+            key.encode(), value, overwrite=False, namespace=_NAMESPACE
+        )
+        if not there:
+            return value
+        found = self.get(key)
+        if found is None:
+            raise ClusterError(f"{key} was forgotten this moment")
+        return found
 
     def delete(self, key: str) -> None:
         """Forget the key."""

@@ -10,6 +10,7 @@ import ray
 
 from rayvisor.actors import stats
 from rayvisor.actors.calls import answer, find_actor
+from rayvisor.actors.ft_record import StoreCell, config_of, failovers_of
 from rayvisor.actors.ledger import StaleTokenError, forget_end, read_placement, write_end
 from rayvisor.actors.names import CONSOLE_GROUP, INPUT_GROUP, MOVE_GROUP
 from rayvisor.actors.ownership import RayOwnership
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 
     from rayvisor.actors.departure import Departure
     from rayvisor.actors.guest import Guest
-    from rayvisor.actors.landing import Berth
+    from rayvisor.actors.quay import Berth
     from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Placement, Report
     from rayvisor.migration.config import MigrationConfig
+    from rayvisor.migration.ft_standby import Takeover
     from rayvisor.migration.report import MigrationReport, Progress
     from rayvisor.vmm.debug.disasm import Instruction
     from rayvisor.vmm.exits import ExitCensus
     from rayvisor.vmm.spec import BootSource
+    from rayvisor.vmm.stats import FtStats
 
 CONTROL_THREADS: Final = 8
 MOVE_THREADS: Final = 4
@@ -151,6 +154,102 @@ class VmActor:
         departure = self._departure
         return departure.progress if departure is not None and departure.id == move_id else None
 
+    @ray.method(concurrency_group=MOVE_GROUP)
+    def protect(self, placement: Placement) -> None:
+        """Begin to give the guest of this process the secondary that the placement names."""
+        from rayvisor.actors.ft_events import Teller as FtTeller
+        from rayvisor.actors.shield import Shield
+
+        guest, pair = self._guest, placement.pair
+        with self._departing:
+            if pair is None or (guest.shield is not None and not guest.shield.over.is_set()):
+                raise MigrationError(f"VM {self._name!r} has a secondary")
+            teller = FtTeller(placement, RayStore())
+
+            def changed(state: str, reason: str) -> None:
+                if self._teller is not None:
+                    self._teller.tell()
+                teller.tell(state, reason)
+
+            shield = Shield(
+                guest,
+                pair.id,
+                placement.token,
+                config_of(placement),
+                StoreCell(RayStore(), pair.id),
+                changed,
+            )
+            guest.shield, guest.failovers = shield, failovers_of(placement)
+        shield.start(
+            lambda: self._ask_to_stand_by(placement, guest), RayOwnership(self._actor_name)
+        )
+
+    def unprotect(self, why: str, for_good: bool) -> None:
+        """End the guest's pair, if it has one; see `Shield.dissolve`."""
+        guest = self._guest
+        if for_good:
+            guest.failovers = None
+        if guest.shield is not None:
+            guest.shield.dissolve(why)
+
+    def switch_over(self, pair_id: str) -> None:
+        """See `Shield.switch_over`."""
+        shield = self._guest.shield
+        if shield is None or shield.pair_id != pair_id:
+            raise MigrationError(f"VM {self._name!r} has no such secondary")
+        shield.switch_over()
+
+    def ft_pair(self) -> tuple[str, FtStats]:
+        """The id of the guest's pair while there is one, or empty; and what is counted of it."""
+        guest = self._guest
+        guest.require_here()
+        shield = guest.shield
+        live = shield is not None and not shield.over.is_set()
+        return shield.pair_id if shield is not None and live else "", guest.ft_stats()
+
+    def stand_by(
+        self,
+        placement: Placement,
+        boot: Sequence[ray.ObjectRef[BootSource]],
+        started_unix_s: float,
+    ) -> Berth:
+        """Make the machine, empty, and stand by for the VM."""
+        from rayvisor.actors.ft_events import Teller as FtTeller
+        from rayvisor.actors.outpost import Outpost
+
+        pair = placement.pair
+        if pair is None or pair.secondary.actor != self._actor_name:
+            raise MigrationError(f"this process is no secondary of VM {placement.name!r}")
+        guest = self._make(placement, pair.token, boot)
+        guest.failovers = failovers_of(placement) + 1
+        self._held = guest
+        cell = StoreCell(RayStore(), pair.id)
+        cell.read()  # the first call takes long, and a guest would wait
+        teller = FtTeller(placement, RayStore())
+
+        def running(takeover: Takeover) -> None:
+            self._tell_stats(guest)
+            teller.tell_takeover(takeover)
+
+        outpost = Outpost(
+            guest,
+            cell,
+            config_of(placement),
+            started_unix_s=started_unix_s,
+            on_run=lambda takeover: threading.Thread(
+                target=running, args=(takeover,), daemon=True
+            ).start(),
+        )
+        return outpost.listen(ray.util.get_node_ip_address())
+
+    def _ask_to_stand_by(self, placement: Placement, guest: Guest) -> Berth:
+        if placement.pair is None:
+            raise MigrationError(f"VM {placement.name!r} has no secondary")
+        there = find_actor(placement.pair.secondary.actor)
+        boot = [ray.put(guest.vm.machine.spec.boot)]
+        call = there.stand_by.remote(placement, boot, guest.started_unix_s)
+        return cast("Berth", answer(call, RECEIVE_S))
+
     def _ask_for_berth(self, placement: Placement, guest: Guest) -> Berth:
         target = find_actor(placement.moving.target.actor)
         boot = [ray.put(guest.vm.machine.spec.boot)]
@@ -252,9 +351,9 @@ class VmActor:
         return self._guest.wait(timeout_s)
 
     @ray.method(concurrency_group=INPUT_GROUP)
-    def send_console(self, data: bytes) -> None:
+    def send_console(self, data: bytes, typist: str = "", number: int = 0) -> None:
         """See `Guest.send_console`. One thread, so that keys arrive in their order."""
-        self._guest.send_console(data)
+        self._guest.send_console(data, typist, number)
 
 
 REMOTE: Final = cast("Any", ray.remote)(

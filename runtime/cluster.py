@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from rayvisor.runtime import boot, cluster_file, local_hosts, local_ray, migrating
+from rayvisor.runtime import boot, cluster_file, local_hosts, local_ray, migrating, protecting
 from rayvisor.runtime.units import parse_bytes
 from rayvisor.runtime.vm_handle import VmHandle
 from rayvisor.vmm.errors import ClusterError, ConfigError, RayvisorError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rayvisor.actors.events import Event
     from rayvisor.actors.moves import MoveEnd
-    from rayvisor.actors.records import HostStatus, Placement, VmStatus
+    from rayvisor.actors.records import FtStatus, HostStatus, Placement, VmStatus
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.report import Progress
     from rayvisor.runtime.api import VmSpec
@@ -328,6 +328,36 @@ class Cluster:
             UnknownVmError: there is none of that name.
         """
         return bool(self._call("cancel_move", name))
+
+    def ft_enable(
+        self,
+        name: str,
+        *,
+        epoch: float | str | None = None,
+        silence: float | str | None = None,
+        host: str | None = None,
+    ) -> FtStatus:
+        """Make a VM fault tolerant; see `VmHandle.protect`."""
+        config = protecting.config_of(epoch=epoch, silence=silence)
+        return cast("FtStatus", self._call("ft_enable", name, config, host))
+
+    def ft_disable(self, name: str) -> FtStatus:
+        """Make a VM an ordinary one again; see `VmHandle.unprotect`."""
+        return cast("FtStatus", self._call("ft_disable", name))
+
+    def ft_status(self, name: str) -> FtStatus:
+        """How protected a VM is; UnknownVmError when there is none of that name."""
+        return cast("FtStatus", self._call("ft_status", name))
+
+    def ft_statuses(self) -> list[FtStatus]:
+        """How protected each fault tolerant VM is, by name."""
+        return cast("list[FtStatus]", self._call("ft_statuses"))
+
+    def ft_failover(self, name: str, timeout_s: float = protecting.FAILOVER_S) -> FtStatus:
+        """Have a VM go on at its secondary; see `VmHandle.failover`."""
+        before = self.ft_status(name)
+        self._call("ft_failover", name)
+        return protecting.wait_for_failover(self, before, timeout_s)
 
     def _join(self, file: ClusterFile, progress: Callable[[str], None]) -> None:
         """Connect to Ray and make sure that the cluster actor and every host actor answer."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rayvisor.runtime import migrating
@@ -13,12 +16,17 @@ from rayvisor.vmm.errors import ClusterError, MachineStateError, UnknownVmError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rayvisor.actors.records import ConsoleChunk, GuestStatus, Report, VmStatus
+    from rayvisor.actors.records import ConsoleChunk, FtStatus, GuestStatus, Report, VmStatus
     from rayvisor.migration.report import MigrationReport, Progress
     from rayvisor.vmm.debug.disasm import Instruction
     from rayvisor.vmm.exits import ExitCensus
 
 CALL_S = 30.0
+LOOK_EVERY_S = 0.5
+"""How long a call is waited for before it is asked whether the VM is elsewhere."""
+
+FAILOVER_S = 20.0
+FAILOVER_LOOK_S = 0.01
 
 
 class Records(migrating.Moving, Protocol):
@@ -30,6 +38,25 @@ class Records(migrating.Moving, Protocol):
     def remove(self, name: str, *, force: bool = False) -> VmStatus:
         """Forget the VM."""
 
+    def ft_enable(
+        self,
+        name: str,
+        *,
+        epoch: float | str | None = None,
+        silence: float | str | None = None,
+        host: str | None = None,
+    ) -> FtStatus:
+        """Make a VM fault tolerant."""
+
+    def ft_disable(self, name: str) -> FtStatus:
+        """Make it an ordinary one."""
+
+    def ft_status(self, name: str) -> FtStatus:
+        """How protected it is."""
+
+    def ft_failover(self, name: str, timeout_s: float) -> FtStatus:
+        """Have it go on at its secondary."""
+
 
 @dataclass(slots=True)
 class _Call:
@@ -39,6 +66,7 @@ class _Call:
     args: tuple[object, ...]
     actor: Any
     reference: Any
+    looked_s: float = field(default_factory=time.monotonic)
 
 
 class VmHandle:
@@ -56,6 +84,9 @@ class VmHandle:
         self.name = name
         self._actor: Any = None
         self._console: ExpectConsole | None = None
+        self._typing = threading.Lock()
+        self._typist = secrets.token_hex(8)
+        self._typed = 0
 
     def __repr__(self) -> str:
         """As Python would write it."""
@@ -124,8 +155,14 @@ class VmHandle:
         return cast("list[Instruction]", self._call("disassemble", address, count))
 
     def send(self, data: bytes) -> None:
-        """Type bytes on the console."""
-        self._call("send_console", data)
+        """Type bytes on the console.
+
+        Of a fault tolerant VM: when this returns they cannot be lost any more.
+        """
+        # One piece at a time: one that has to be sent again must not come after the next.
+        with self._typing:
+            self._typed += 1
+            self._call("send_console", data, self._typist, self._typed)
 
     def console_offsets(self) -> tuple[int, int]:
         """The console output that is kept, as (first, end) byte offsets since power-on."""
@@ -186,6 +223,45 @@ class VmHandle:
         """Call its migration off, if one is under way; whether one was."""
         return self._cluster.cancel_migration(self.name)
 
+    def protect(
+        self,
+        *,
+        epoch: float | str | None = None,
+        silence: float | str | None = None,
+        host: str | None = None,
+    ) -> FtStatus:
+        """Make it fault tolerant: a secondary on another host takes over when it is lost.
+
+        Returns at once; `ft_status` tells when it is protected.
+
+        Args:
+            epoch: how long it runs between two checkpoints: seconds, or "25ms".
+            silence: after how long a host that is not heard is taken for dead.
+            host: where its secondary is to be; another host is taken when that has no room.
+
+        Raises:
+            ConfigError: a time makes no sense, or it is protected already.
+            MigrationError: it does not run, or is being moved.
+            PlacementError: no other host has room.
+        """
+        return self._cluster.ft_enable(self.name, epoch=epoch, silence=silence, host=host)
+
+    def unprotect(self) -> FtStatus:
+        """Make it an ordinary VM again. Harmless when it is one."""
+        return self._cluster.ft_disable(self.name)
+
+    def ft_status(self) -> FtStatus:
+        """How protected it is."""
+        return self._cluster.ft_status(self.name)
+
+    def failover(self, timeout_s: float = FAILOVER_S) -> FtStatus:
+        """Have it go on at its secondary; nothing is lost. Returns when it does.
+
+        Raises:
+            MigrationError: it has no secondary that is ready, or stays where it is.
+        """
+        return self._cluster.ft_failover(self.name, timeout_s)
+
     def console_link(self) -> ConsoleLink[Any]:
         """A reader of the console for one user, with a read always under way.
 
@@ -196,6 +272,10 @@ class VmHandle:
             from rayvisor.actors.calls import has_arrived
 
             if not has_arrived(call.reference, timeout_s):
+                now_s = time.monotonic()
+                if now_s - call.looked_s > LOOK_EVERY_S:
+                    call.looked_s = now_s
+                    self._look_whether_moved(call)
                 return None
             return cast("ConsoleChunk", self._answer(call))
 
@@ -204,45 +284,76 @@ class VmHandle:
         )
 
     def _submit(self, method: str, *args: object) -> _Call:
-        from rayvisor.actors.calls import find_vm
-        from rayvisor.actors.errors import ActorGoneError
-
         if self._actor is None:
-            try:
-                self._actor = find_vm(self.name)
-            except ActorGoneError:
-                raise self._gone() from None
+            self._actor = self._find(None)
         return _Call(method, args, self._actor, getattr(self._actor, method).remote(*args))
 
     def _call(self, method: str, *args: object) -> Any:  # noqa: ANN401 - as the method
         return self._answer(self._submit(method, *args))
 
     def _answer(self, call: _Call) -> Any:  # noqa: ANN401 - as the method
-        from rayvisor.actors.calls import answer
-        from rayvisor.actors.errors import ActorGoneError, MovedError
+        from rayvisor.actors.calls import answer, fails_over, has_arrived
+        from rayvisor.actors.errors import ActorAwayError, ActorGoneError, MovedError
 
+        deadline_s = time.monotonic() + CALL_S
         while True:
+            if not has_arrived(call.reference, LOOK_EVERY_S):
+                if time.monotonic() > deadline_s:
+                    raise ClusterError(f"no answer within {CALL_S:g} s: try again")
+                self._look_whether_moved(call)
+                continue
             try:
                 return answer(call.reference, CALL_S)
             except (ActorGoneError, MovedError):
-                self._follow(call)
+                self._call_there(call, self._find(call.actor))
+            except ActorAwayError:
+                if fails_over(self.name):
+                    self._call_there(call, self._find(call.actor))
+                elif not self._look_whether_moved(call):
+                    raise
 
-    def _follow(self, call: _Call) -> None:
-        """Make a call again where the VM is now, if that is not where it was.
+    def _look_whether_moved(self, call: _Call) -> bool:
+        """Make a call again where the VM is, if it is elsewhere by now; whether it is.
 
-        Raises:
-            MachineStateError, UnknownVmError: it is nowhere else.
+        A process that is frozen or cut off does not answer, and does not say that it will not.
         """
         from rayvisor.actors.calls import find_vm
         from rayvisor.actors.errors import ActorGoneError
 
-        self._actor = None
         try:
             actor = find_vm(self.name)
         except ActorGoneError:
-            raise self._gone() from None
+            return False
         if actor == call.actor:
-            raise self._gone()
+            return False
+        self._call_there(call, actor)
+        return True
+
+    def _find(self, lost: Any) -> Any:  # noqa: ANN401 - Ray's handles have no static type
+        """The actor that has the VM, which is not `lost`; a secondary is waited for.
+
+        Raises:
+            MachineStateError, UnknownVmError: it is nowhere.
+        """
+        from rayvisor.actors.calls import fails_over, find_vm
+        from rayvisor.actors.errors import ActorGoneError
+
+        self._actor = None
+        deadline_s = time.monotonic() + FAILOVER_S
+        while True:
+            # Asked before looking: who takes over in between is found.
+            waits = fails_over(self.name) and time.monotonic() < deadline_s
+            try:
+                actor = find_vm(self.name)
+            except ActorGoneError:
+                actor = None
+            if actor is not None and actor != lost:
+                return actor
+            if not waits:
+                raise self._gone() from None
+            time.sleep(FAILOVER_LOOK_S)
+
+    def _call_there(self, call: _Call, actor: Any) -> None:  # noqa: ANN401 - as above
         self._actor = call.actor = actor
         call.reference = getattr(actor, call.method).remote(*call.args)
 

@@ -63,6 +63,9 @@ class MemoryStore:
     def put(self, key: str, value: bytes) -> None:
         self.values[key] = value
 
+    def put_new(self, key: str, value: bytes) -> bytes:
+        return self.values.setdefault(key, value)
+
     def delete(self, key: str) -> None:
         self.values.pop(key, None)
 

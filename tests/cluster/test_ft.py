@@ -1,0 +1,258 @@
+"""Fault tolerant VMs on three hosts of a real Ray: processes and hosts are killed and frozen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from rayvisor.actors.events import EventKind
+from rayvisor.actors.ledger import read_placement
+from rayvisor.actors.names import CLUSTER_ACTOR, NAMESPACE
+from rayvisor.actors.records import VmState
+from rayvisor.actors.store import RayStore
+from rayvisor.runtime import cluster_file, local_hosts
+from rayvisor.runtime.cli.app import register_all
+from rayvisor.runtime.cluster import Cluster
+from rayvisor.runtime.protecting import wait_until_protected
+from rayvisor.vmm.errors import MigrationError
+from tests.cluster.conftest import CONNECTED
+from tests.cluster.moving import Reader, make_traveller, spec_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rayvisor.actors.records import Placement
+    from rayvisor.runtime.vm_handle import VmHandle
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+NAME = "traveller"
+PATIENCE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def three_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three hosts, of which two have not Ray's control service."""
+    for other in CONNECTED:
+        other.close()
+    before = dict(os.environ)
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("three"))
+    with Cluster.up(hosts=3, object_store="100M") as made:
+        assert home not in cluster_file.folder().parents
+        yield made
+    os.environ.clear()
+    os.environ.update(before)
+    if CONNECTED:
+        Cluster.connect()
+
+
+@pytest.fixture
+def vm(three_hosts: Cluster, tmp_path: Path) -> Iterator[VmHandle]:
+    """A guest that counts, protected, not on the first host."""
+    made = three_hosts.create(spec_of(NAME, make_traveller(tmp_path), host="host-2"))
+    made.protect(host="host-3")
+    wait_until_protected(three_hosts, NAME, PATIENCE_S)
+    yield made
+    for left in three_hosts.vms():
+        three_hosts.remove(left.name, force=True)
+
+
+def placement() -> Placement:
+    found = read_placement(RayStore(), NAME)
+    assert found is not None
+    return found
+
+
+def goes_on(reader: Reader, steps: int = 20) -> None:
+    reader.wait_for(reader.steps + steps)
+
+
+@contextmanager
+def typing(vm: VmHandle) -> Iterator[list[str]]:
+    """Inside, somebody types all the time; what was typed."""
+    typed: list[str] = []
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not stop.wait(0.02):
+                key = chr(ord("a") + len(typed) % 16)
+                vm.send(key.encode())
+                typed.append(key)
+        except BaseException as error:  # noqa: BLE001 - raised by the test's thread
+            errors.append(error)
+
+    typist = threading.Thread(target=work, daemon=True)
+    typist.start()
+    yield typed
+    stop.set()
+    typist.join(60)
+    assert not errors, errors
+
+
+def test_a_primary_is_killed_again_and_again(three_hosts: Cluster, vm: VmHandle) -> None:
+    """What the guest says has no gap and no repetition; each key that was typed arrives once."""
+    with Reader(vm) as reader, typing(three_hosts.vm(NAME)) as typed:
+        for killed in range(1, 4):
+            goes_on(reader)
+            token = placement().token
+            os.kill(placement().pid, signal.SIGKILL)
+            goes_on(reader)
+            assert placement().token > token
+            status = wait_until_protected(three_hosts, NAME, PATIENCE_S)
+            assert status.failovers == killed
+            assert status.secondary != status.host
+        sure = len(typed)
+        reader.wait_until(lambda: len(reader.journal.keys) >= sure)
+    assert reader.journal.keys[:sure] == typed[:sure]
+    kinds = [e.kind for e in three_hosts.events() if e.vm == NAME]
+    assert kinds.count(EventKind.FT_FAILOVER) >= 3
+    assert EventKind.VM_FAILED not in kinds
+
+
+def test_a_secondary_is_killed_and_another_takes_its_place(
+    three_hosts: Cluster, vm: VmHandle
+) -> None:
+    with Reader(vm) as reader:
+        goes_on(reader)
+        before = placement()
+        assert before.pair is not None
+        os.kill(before.pair.secondary.pid, signal.SIGKILL)
+        goes_on(reader)
+        reader.wait_until(lambda: placement().pair != before.pair)
+        wait_until_protected(three_hosts, NAME, PATIENCE_S)
+        assert (placement().token, placement().pid) == (before.token, before.pid)
+        goes_on(reader)
+
+
+def test_a_frozen_primary_is_replaced_and_shows_nothing_when_it_wakes(vm: VmHandle) -> None:
+    with Reader(vm) as reader:
+        goes_on(reader)
+        before = placement()
+        os.kill(before.pid, signal.SIGSTOP)
+        try:
+            reader.wait_until(lambda: placement().token > before.token)
+        finally:
+            os.kill(before.pid, signal.SIGCONT)
+        goes_on(reader, 100)
+        assert placement().host_name == "host-3"
+
+
+def test_a_frozen_secondary_is_done_without(three_hosts: Cluster, vm: VmHandle) -> None:
+    with Reader(vm) as reader:
+        goes_on(reader)
+        before = placement()
+        assert before.pair is not None
+        os.kill(before.pair.secondary.pid, signal.SIGSTOP)
+        try:
+            goes_on(reader, 100)
+        finally:
+            os.kill(before.pair.secondary.pid, signal.SIGCONT)
+        assert placement().token == before.token
+        wait_until_protected(three_hosts, NAME, PATIENCE_S)
+
+
+def test_a_switch_over_loses_nothing_and_the_old_process_goes(
+    three_hosts: Cluster, vm: VmHandle
+) -> None:
+    with Reader(vm) as reader:
+        goes_on(reader)
+        before = placement()
+        status = vm.failover()
+        assert (status.host, status.failovers) == ("host-3", 1)
+        goes_on(reader, 100)
+        reader.wait_until(lambda: not _lives(before.pid))
+        wait_until_protected(three_hosts, NAME, PATIENCE_S)
+
+
+def test_the_cluster_actor_dies_with_the_primary(three_hosts: Cluster, vm: VmHandle) -> None:
+    """The two sides settle it without it, and a new one finds out."""
+    import ray
+
+    with Reader(vm) as reader:
+        goes_on(reader)
+        cluster = ray.get_actor(CLUSTER_ACTOR, namespace=NAMESPACE)
+        ray.kill(cluster, no_restart=False)
+        os.kill(placement().pid, signal.SIGKILL)
+        goes_on(reader)
+        status = wait_until_protected(three_hosts, NAME, PATIENCE_S)
+        assert status.failovers == 1
+        assert vm.status().state is VmState.RUNNING
+
+
+def test_a_guest_that_ends_has_said_all_it_said(three_hosts: Cluster, vm: VmHandle) -> None:
+    with Reader(vm) as reader:
+        goes_on(reader)
+        vm.send(b"Q")
+        end = vm.wait(60)
+        assert end is not None
+        assert end.state is VmState.HALTED
+        offset, output = vm.console_output()
+        assert offset == 0
+        reader.wait_until(lambda: reader.journal.offset == len(output))
+        reader.ends()
+    assert three_hosts.ft_status(NAME).state == "unprotected"
+    vm.reset()
+    wait_until_protected(three_hosts, NAME, PATIENCE_S)
+
+
+def test_stopping_and_removing_leave_nothing(three_hosts: Cluster, vm: VmHandle) -> None:
+    before = placement()
+    assert before.pair is not None
+    assert vm.stop().state is VmState.STOPPED
+    three_hosts.remove(NAME)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while _lives(before.pid) or _lives(before.pair.secondary.pid):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def test_the_commands(vm: VmHandle) -> None:
+    def run(*words: str, fails: bool = False) -> str:
+        result = CliRunner().invoke(register_all(), ["ft", *words])
+        assert (result.exit_code != 0) == fails, result.output
+        return result.stdout if not fails else str(result.exception)
+
+    (status,) = json.loads(run("status", NAME, "--json"))
+    assert (status["state"], status["secondary"]) == ("protected", "host-3")
+    assert status["stats"]["epochs"] > 0
+    assert "host-3" in run("status")
+    assert "protected already" in run("enable", NAME, "--epoch", "50ms", fails=True)
+    assert "a third of the silence" in run("enable", NAME, "--epoch", "1s", fails=True)
+    with pytest.raises(MigrationError, match="fault tolerant"):
+        vm.migrate()
+    assert "host-3 is not protected" in run("failover", NAME)
+    assert "not fault tolerant" in run("disable", NAME)
+    assert "No VM is fault tolerant" in run("status")
+    assert json.loads(run("enable", NAME, "--json"))["state"] == "protected"
+
+
+def test_a_whole_host_dies(three_hosts: Cluster, vm: VmHandle) -> None:
+    """Last: the host comes back as another Ray node."""
+    with Reader(vm) as reader:
+        goes_on(reader)
+        file = cluster_file.load()
+        assert file is not None
+        local_hosts.kill(file, placement().host_name)
+        goes_on(reader)
+        assert placement().host_name == "host-3"
+        status = wait_until_protected(three_hosts, NAME, PATIENCE_S)
+        assert status.secondary == "host-1"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
