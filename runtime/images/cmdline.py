@@ -16,6 +16,7 @@ ARGUMENTS: Final[tuple[tuple[str, str], ...]] = (
     ("noapic", "no I/O APIC: interrupts come through the two 8259A"),
     ("acpi=off", "no ACPI tables: do not search the BIOS area for them"),
     ("pci=off", "no PCI bus: do not probe configuration ports"),
+    ("io_delay=none", "the chips need no pause: each would be an exit, two for every tick"),
     ("nokaslr", "addresses in crash reports and in System.map agree from boot to boot"),
     ("mitigations=off", "translated kernel code does not speculate: isolation only costs"),
     ("tsc=reliable", "the machine's clock drives the TSC: a watchdog would doubt it after a stall"),

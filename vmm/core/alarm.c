@@ -1,6 +1,13 @@
-/* The thread that stops a running vCPU when the machine's next alarm is due. */
+/* The thread that stops a running vCPU when the machine's next alarm is due.
+ *
+ * It waits on a timer that the vCPU's thread sets: setting one wakes nobody, so a guest that halts
+ * again before its alarm, as an idle one does some tens of times a second, never wakes the thread.
+ */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <sys/timerfd.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "vcpu.h"
 
@@ -18,42 +25,71 @@ static int64_t next_ns(const struct rv_vcpu *v)
     return v->deadline_ns < v->linger_ns ? v->deadline_ns : v->linger_ns;
 }
 
+static void set_timer(struct rv_vcpu *v, int64_t at_ns)
+{
+    struct itimerspec t = {0}; /* zero stops the timer */
+    v->alarm_until_ns = at_ns;
+    if (at_ns != RV_NO_DEADLINE) {
+        int64_t positive = at_ns > 0 ? at_ns : 1;
+        t.it_value.tv_sec = positive / 1000000000;
+        t.it_value.tv_nsec = positive % 1000000000;
+    }
+    timerfd_settime(v->alarm_fd, TFD_TIMER_ABSTIME, &t, NULL);
+}
+
 /* Most alarms are moved further away: the thread finds out when it wakes. */
 void rv_alarm_rearm_locked(struct rv_vcpu *v)
 {
-    if (next_ns(v) < v->alarm_until_ns)
-        pthread_cond_signal(&v->rearm);
+    int64_t next = next_ns(v);
+    if (next < v->alarm_until_ns)
+        set_timer(v, next);
+}
+
+/* A halted vCPU waits for its deadline itself. */
+void rv_alarm_rest_locked(struct rv_vcpu *v)
+{
+    if (v->alarm_until_ns != RV_NO_DEADLINE)
+        set_timer(v, RV_NO_DEADLINE);
 }
 
 static void *watch(void *argument)
 {
     struct rv_vcpu *v = argument;
-    pthread_mutex_lock(&v->lock);
-    while (!v->alarm_quit) {
+    uint64_t expired;
+    while (read(v->alarm_fd, &expired, sizeof(expired)) > 0 || errno == EINTR) {
+        pthread_mutex_lock(&v->lock);
+        bool quit = v->alarm_quit;
         int64_t next = next_ns(v);
-        if (__atomic_load_n(&v->stop, __ATOMIC_SEQ_CST))
-            next = RV_NO_DEADLINE;
-        if (next != RV_NO_DEADLINE && rv_now_ns() >= next) {
-            __atomic_or_fetch(&v->stop, RV_STOP_ALARM, __ATOMIC_SEQ_CST);
-            rv_vcpu_ask(v);
-            continue;
+        v->alarm_until_ns = RV_NO_DEADLINE;
+        /* Asked to stop already: the timer is set again when the guest goes on. */
+        if (next != RV_NO_DEADLINE && !__atomic_load_n(&v->stop, __ATOMIC_SEQ_CST)) {
+            if (rv_now_ns() >= next) {
+                __atomic_or_fetch(&v->stop, RV_STOP_ALARM, __ATOMIC_SEQ_CST);
+                rv_vcpu_ask(v);
+            } else {
+                set_timer(v, next);
+            }
         }
-        v->alarm_until_ns = next;
-        if (next == RV_NO_DEADLINE) {
-            pthread_cond_wait(&v->rearm, &v->lock);
-        } else {
-            struct timespec until = {.tv_sec = next / 1000000000, .tv_nsec = next % 1000000000};
-            pthread_cond_timedwait(&v->rearm, &v->lock, &until);
-        }
+        pthread_mutex_unlock(&v->lock);
+        if (quit)
+            break;
     }
-    pthread_mutex_unlock(&v->lock);
     return NULL;
 }
 
 int rv_alarm_start(struct rv_vcpu *v)
 {
-    v->alarm_started = pthread_create(&v->alarm, NULL, watch, v) == 0;
-    return v->alarm_started ? 0 : -1;
+    v->alarm_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+    if (v->alarm_fd < 0)
+        return -1;
+    int error = pthread_create(&v->alarm, NULL, watch, v);
+    if (error) {
+        close(v->alarm_fd);
+        errno = error;
+        return -1;
+    }
+    v->alarm_started = true;
+    return 0;
 }
 
 void rv_alarm_stop(struct rv_vcpu *v)
@@ -62,8 +98,9 @@ void rv_alarm_stop(struct rv_vcpu *v)
         return;
     pthread_mutex_lock(&v->lock);
     v->alarm_quit = true;
-    pthread_cond_signal(&v->rearm);
+    set_timer(v, 0);
     pthread_mutex_unlock(&v->lock);
     pthread_join(v->alarm, NULL);
+    close(v->alarm_fd);
     v->alarm_started = false;
 }

@@ -112,7 +112,6 @@ struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_re
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&v->wake, &attributes);
-    pthread_cond_init(&v->rearm, &attributes);
     pthread_condattr_destroy(&attributes);
     uc_err err = open_engine(v);
     if (err) {
@@ -136,7 +135,6 @@ void rv_vcpu_free(struct rv_vcpu *v)
     rv_dirtylog_stop(v);
     rv_census_free(&v->census);
     pthread_cond_destroy(&v->wake);
-    pthread_cond_destroy(&v->rearm);
     pthread_mutex_destroy(&v->lock);
     free(v->cpuid);
     free(v);
@@ -278,6 +276,7 @@ static enum rv_exit sleep_halted(struct rv_vcpu *v)
 {
     enum rv_exit exit = 0;
     pthread_mutex_lock(&v->lock);
+    rv_alarm_rest_locked(v);
     for (;;) {
         uint32_t stop = __atomic_load_n(&v->stop, __ATOMIC_SEQ_CST);
         if (stop & RV_STOP_KICK) {

@@ -83,10 +83,10 @@ struct rv_vcpu {
     char why[160];
 
     pthread_mutex_t lock;
-    pthread_cond_t wake;  /* a halted vCPU waits here */
-    pthread_cond_t rearm; /* the alarm thread waits here */
+    pthread_cond_t wake; /* a halted vCPU waits here */
     pthread_t alarm;
-    int64_t alarm_until_ns; /* what the alarm thread sleeps for */
+    int alarm_fd;           /* the timer that the alarm thread waits for */
+    int64_t alarm_until_ns; /* what it is set to */
     bool alarm_started, alarm_quit, running;
 };
 
@@ -152,6 +152,7 @@ void rv_process_exit(int status);
 /* alarm.c */
 int rv_alarm_start(struct rv_vcpu *v);
 void rv_alarm_rearm_locked(struct rv_vcpu *v);
+void rv_alarm_rest_locked(struct rv_vcpu *v);
 void rv_alarm_stop(struct rv_vcpu *v);
 int64_t rv_now_ns(void);
 

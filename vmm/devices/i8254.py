@@ -112,13 +112,15 @@ class I8254:
 
     def write(self, offset: int, value: int) -> None:
         """A byte of a count, or the control word at 3."""
+        if 0 <= offset < CONTROL and counter.write_low(self._s.counters[offset], value):
+            return
         now = self._tick()
         if offset == CONTROL:
             self._write_control(value, now)
         elif 0 <= offset < CONTROL:
             self._show(offset, now)
-            if counter.write_byte(self._s.counters[offset], value, now):
-                self._changed(offset, now)
+            counter.write_byte(self._s.counters[offset], value, now)
+            self._changed(offset, now)
 
     def snapshot(self) -> I8254State:
         """A copy of the registers."""

@@ -72,24 +72,30 @@ def program(c: CounterState, control: int, now: int) -> None:
     c.held = RUNNING
 
 
-def write_byte(c: CounterState, value: int, now: int) -> bool:
-    """A byte into the count register: whether it did anything to the counter.
+def write_low(c: CounterState, value: int) -> bool:
+    """A byte into the count register, if it is one that only waits for the next: whether it was."""
+    if c.write_high or c.control >> 4 != RW_BOTH or mode_of(c) == 0:
+        return False
+    c.low_byte = value
+    c.write_high = True
+    return True
 
-    The first of two bytes does only in mode 0, where it stops the count.
+
+def write_byte(c: CounterState, value: int, now: int) -> None:
+    """A byte into the count register that `write_low` leaves: it does something to the counter.
+
+    The first of two bytes does so only in mode 0, where it stops the count.
     """
     access = c.control >> 4
     if access == RW_BOTH and not c.write_high:
         c.low_byte = value
         c.write_high = True
-        if mode_of(c) != 0:
-            return False
         if c.counting and c.held == RUNNING:
             c.held = max(0, now - c.origin)
-        return True
+        return
     c.write_high = False
     raw = value << 8 | c.low_byte if access == RW_BOTH else value << 8 * (access == RW_MSB)
     _write_count(c, _decode(raw, c.control & 1), now)
-    return True
 
 
 def set_gate(c: CounterState, level: bool, now: int) -> None:
