@@ -12,6 +12,7 @@ as it can; busy, running pipelines in its shell. The two writers verify their me
 from __future__ import annotations
 
 import argparse
+import mmap
 import multiprocessing
 import socket
 import statistics
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import migration_qemu
 from bench.contestants import boot_files
+from bench.migration_qemu import work_in
 from bench.report import Report, finish, take_precedence, verdict
 from rayvisor.migration.arrival import Arrival
 from rayvisor.migration.config import Codec, MigrationConfig
@@ -55,6 +57,8 @@ GUESTS = {
 DOWNTIME_MS = {"idle": 10.0, "steady": 30.0, "rewriter": 60.0, "busy": 30.0}
 LIMITS_MS = {"idle": 15.0, "rewriter": 60.0}
 KEPT = 0.85
+WARM_BYTES = 512 * MIB
+MADV_POPULATE_WRITE = 23
 
 
 class Record:
@@ -110,14 +114,14 @@ class Worker:
             seen += data
 
     def work_done(self) -> int:
-        """Lines that the guest's command has printed."""
+        """How much the guest's command has done, in units of its own."""
         end = self.vm.console.end_offset
         while self.offset < end:
             first, data = self.vm.console.read(self.offset, max_bytes=1 << 20)
             self.offset = first + len(data)
             self.seen += data
         assert b"BAD" not in self.seen, "the guest's memory is wrong"
-        return self.seen.count(b"\nw")
+        return work_in(self.seen)
 
     def receive(self, port: int) -> None:
         arrival = Arrival(VmDestination(self.vm), self.record)
@@ -135,7 +139,7 @@ class Worker:
 
         def note(progress: Progress) -> None:
             if progress.phase == "stopped" and not stopped:
-                stopped.append((time.monotonic(), self.work_done()))
+                stopped.append((time.monotonic() - progress.still_s, self.work_done()))
 
         migration = Migration(
             VmSource(self.vm),
@@ -174,6 +178,12 @@ def work(pipe: Connection, memory_bytes: int, program: Path, record: Record) -> 
     worker.vm.close()
 
 
+def take_memory() -> None:
+    """Have the machine find free memory: where it is virtual, each page's first use is slow."""
+    with mmap.mmap(-1, WARM_BYTES) as memory:
+        memory.madvise(MADV_POPULATE_WRITE)
+
+
 def ask(pipe: Connection, *request: object) -> Any:  # noqa: ANN401 - whatever the worker gives
     """What a worker answers."""
     pipe.send(request)
@@ -208,6 +218,7 @@ class Case:
                 request = (there, "receive", ask(here, "port"))
                 receiver = threading.Thread(target=ask, args=request)
                 receiver.start()
+                take_memory()
                 yield ask(here, "send", self.options)
                 receiver.join()
                 time.sleep(0.3)
@@ -228,6 +239,7 @@ class Case:
                 port = migration_qemu.free_port()
                 target = migration_qemu.Process(qemu, files, self.memory_mib, port, deferred=zstd)
                 limit_ms = self.options["downtime_s"] * 1000
+                take_memory()
                 report = migration_qemu.migrate(source, target, port, limit_ms, zstd=zstd)
                 yield report
                 if report["outcome"] == "moved":
@@ -287,7 +299,7 @@ def main() -> None:
     parser.add_argument("--stop-codec", choices=[str(c) for c in Codec])
     parser.add_argument("--no-delta", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="every round")
-    parser.add_argument("--qemu-root", type=Path, help="folder with QEMU 10, unpacked")
+    parser.add_argument("--qemu-root", type=Path, help="folder with QEMU 10 or later")
     parser.add_argument("--no-qemu", action="store_true")
     arguments = parser.parse_args()
     options: dict[str, Any] = {}
@@ -296,8 +308,10 @@ def main() -> None:
             options[name] = Codec(getattr(arguments, name))
     if arguments.no_delta:
         options["delta_cache_bytes"] = 0
-    qemu = migration_qemu.Qemu(arguments.qemu_root)
-    with_qemu = not arguments.no_qemu and qemu.version() >= (10,)
+    qemu, why_not = None, "left out"
+    if not arguments.no_qemu:
+        qemu, why_not = migration_qemu.find(arguments.qemu_root)
+    ImageStore().build("debian")
     rows: list[tuple[Any, ...]] = []
     verdicts: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -310,7 +324,7 @@ def main() -> None:
                 case_options = {**options, "downtime_s": limit_ms / 1000}
                 case = Case(guest, memory_mib, arguments.runs, program, case_options)
                 runs = {"Rayvisor": case.ours()}
-                if with_qemu:
+                if qemu is not None:
                     runs["QEMU"] = case.qemu(qemu, zstd=False)
                     runs["QEMU, zstd"] = case.qemu(qemu, zstd=True)
                 found = {}
@@ -323,8 +337,7 @@ def main() -> None:
                     rows.append((f"{guest}, {memory_mib} MiB", limit_ms, who, *found[who]))
                 verdicts += judge(f"{guest}, {memory_mib} MiB", guest, found)
     notes = [f"{arguments.runs} migrations a row, to and fro; medians"]
-    if not with_qemu:
-        notes.append("no QEMU 10 or later: give --qemu-root (see bench/migration_qemu.py)")
+    notes.append(f"QEMU: {qemu.title if qemu is not None else why_not}")
     finish(
         Report(
             name="migration",

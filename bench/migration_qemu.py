@@ -1,15 +1,14 @@
 """QEMU TCG migrating the same guest between two of its processes, for bench.migration.
 
-Debian's QEMU 7.2 loses stores when it migrates under TCG, so the peer is 10 or later, from
-Debian's backports. It need not be installed: `unpacked` takes a folder into which the packages
-qemu-system-x86, qemu-system-common, qemu-system-data, seabios and the libraries they need have
-been unpacked (dpkg-deb -x).
+Debian's QEMU 7.2 loses stores when it migrates under TCG, so the peer is 10 or later: the machine's
+own if it is, or one that has been unpacked into a folder (bench.backports does that).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import socket
 import subprocess
@@ -19,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from bench import backports
+
 if TYPE_CHECKING:
     from bench.contestants import BootFiles
 
 ENOUGH_BYTES_PER_S = 1 << 34
+OLDEST = (10,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Qemu:
         libraries = self.root / "usr/lib/x86_64-linux-gnu"
         environment = {
             **os.environ,
-            "LD_LIBRARY_PATH": str(libraries),
+            "LD_LIBRARY_PATH": f"{libraries}:{self.root / 'lib/x86_64-linux-gnu'}",
             "QEMU_MODULE_DIR": str(libraries / "qemu"),
         }
         share = self.root / "usr/share"
@@ -57,6 +59,24 @@ class Qemu:
         except (OSError, subprocess.CalledProcessError):
             return ()
         return tuple(int(n) for n in done.stdout.split()[3].split(b"."))
+
+    @property
+    def title(self) -> str:
+        """Such as "10.0.2"."""
+        return ".".join(map(str, self.version()))
+
+
+def find(root: Path | None) -> tuple[Qemu | None, str]:
+    """The peer: in `root`, or the machine's own, or brought here; or None, and why."""
+    given = Qemu(root)
+    if given.version() >= OLDEST:
+        return given, ""
+    if root is not None:
+        return None, f"none of 10 or later in {root}"
+    try:
+        return Qemu(backports.qemu()), ""
+    except backports.BackportsError as error:
+        return None, f"none of 10 or later: {error}"
 
 
 class Process:
@@ -152,6 +172,12 @@ class Process:
         stdin.flush()
 
 
+def work_in(output: bytes) -> int:
+    """What a guest says that it has done: the last "w NUMBER", or how many "w" without one."""
+    numbered = re.findall(rb"\nw (\d+)\r?\n", output[-4096:])
+    return int(numbered[-1]) if numbered else output.count(b"\nw")
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
@@ -159,10 +185,9 @@ def free_port() -> int:
 
 def migrate(source: Process, target: Process, port: int, downtime_ms: float, *, zstd: bool) -> Any:  # noqa: ANN401
     """QEMU's own numbers; "failed" if it does not end within 20 s."""
-    first = source.output.count(b"\nw")
-    source.read(0)
+    first = work_in(source.read(0))
     time.sleep(1)
-    before = source.read(0).count(b"\nw") - first
+    before = work_in(source.read(0)) - first
     if zstd:
         for side in (source, target):
             capability = {"capability": "multifd", "state": True}
@@ -173,7 +198,7 @@ def migrate(source: Process, target: Process, port: int, downtime_ms: float, *, 
         "migrate-set-parameters",
         **{"max-bandwidth": ENOUGH_BYTES_PER_S, "downtime-limit": max(1, round(downtime_ms))},
     )
-    done, start_s = source.read(0).count(b"\nw"), time.monotonic()
+    done, start_s = work_in(source.read(0)), time.monotonic()
     source.run("migrate", uri=f"tcp:127.0.0.1:{port}")
     while True:
         state = source.run("query-migrate")
@@ -185,7 +210,7 @@ def migrate(source: Process, target: Process, port: int, downtime_ms: float, *, 
             return {"outcome": "never"}
         time.sleep(0.005)
     total_s = state["total-time"] / 1000
-    during = source.read(0).count(b"\nw") - done
+    during = work_in(source.read(0)) - done
     return {
         "outcome": "moved",
         "total_s": total_s,
