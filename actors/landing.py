@@ -67,6 +67,11 @@ class Landing:
         """Wait for the source on a thread of its own."""
         return Quay(self).listen(address)
 
+    @property
+    def urgent(self) -> bool:
+        """See `Arrival.urgent`."""
+        return self._arrival.urgent
+
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """See `Arrival.feed`."""
         before = self._arrival.token

@@ -59,6 +59,11 @@ class Outpost:
         """Wait for the primary on a thread of its own."""
         return Quay(self, LOOK_EVERY_S).listen(address)
 
+    @property
+    def urgent(self) -> bool:
+        """See `Standby.urgent`."""
+        return self._standby.urgent
+
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """See `Standby.feed`."""
         return self._standby.feed(frame)

@@ -31,6 +31,13 @@ IN_FLIGHT = 4
 class Counter:
     """A destination that counts; an empty frame, and a small one, are answered."""
 
+    urgent = True
+
+    def idle(self, *, heard: bool) -> list[bytes]:
+        """No frame has come for some time."""
+        del heard
+        return []
+
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """Take a frame."""
         return [b"!"] if len(frame) < MIB else []

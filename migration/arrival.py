@@ -71,6 +71,12 @@ class Arrival:
         self._state: frames.MachineState | None = None
         self._state_came_ns = 0
         self._intake = Intake(destination)
+        self._urgent = False
+
+    @property
+    def urgent(self) -> bool:
+        """Whether the guest stands still until the next frame, or runs here: do not give way."""
+        return self._urgent or self._phases.now not in {_P.WAITING, _P.RECEIVING}
 
     @property
     def phase(self) -> DestinationPhase:
@@ -126,9 +132,15 @@ class Arrival:
             case frames.Missing():
                 phases.require(_P.RECEIVING)
                 self._expect(frame)
+            case frames.Coming():
+                phases.require(_P.RECEIVING)
+                self._intake.make_room(frame)
+            case frames.Pace():
+                phases.require(_P.RECEIVING)
+                self._urgent = frame.urgent
             case frames.RoundEnd():
                 phases.require(_P.RECEIVING)
-                return [frames.Ack(self._expected - 1)]
+                return [frames.Ack(self._expected - 1, time.monotonic_ns())]
             case frames.ConsoleOutput():
                 phases.require(_P.RECEIVING)
                 self._destination.console_output(frame.offset, frame.data)

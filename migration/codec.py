@@ -13,9 +13,15 @@ import zstandard
 
 from rayvisor.migration.config import Codec
 from rayvisor.migration.errors import StreamError
+from rayvisor.vmm.core import _native
 
 ZSTD_LEVEL: Final = 1
-"""Measured on a Debian guest's RAM: a third smaller than LZ4 at three quarters of its speed."""
+LZ4_ACCELERATION: Final = 8
+"""LZ4 is for lines that are faster than packing. Measured on a Debian guest's RAM: zstd packs 4.4
+to 1 at 600 MB/s, LZ4 with this 2.7 to 1 at 1,000 (without, 3.1 at 780)."""
+
+PIECE_BYTES: Final = 16 << 10
+WORTHWHILE: Final = 0.97
 
 
 class Packer:
@@ -24,15 +30,27 @@ class Packer:
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True)
 
+    def pays(self, raw: bytes | memoryview) -> bool:
+        """Whether packing `raw` is worth the time, by two pieces of it."""
+        if len(raw) <= 2 * PIECE_BYTES:
+            return True
+        middle = len(raw) // 2
+        pieces = raw[:PIECE_BYTES], raw[middle : middle + PIECE_BYTES]
+        packed = sum(len(self.pack(Codec.LZ4, piece)) for piece in pieces)
+        return packed < WORTHWHILE * 2 * PIECE_BYTES
+
     def pack(self, codec: Codec, raw: bytes | memoryview) -> bytes:
         """The block of `raw`."""
         match codec:
             case Codec.LZ4:
-                return bytes(lz4.block.compress(raw, store_size=False))
+                packed = lz4.block.compress(
+                    raw, mode="fast", acceleration=LZ4_ACCELERATION, store_size=False
+                )
+                return bytes(packed)
             case Codec.ZSTD:
                 return self._zstd.compress(raw)
             case Codec.RAW:
-                return bytes(raw)
+                return _native.join(b"", raw)
 
 
 class Unpacker:

@@ -37,12 +37,13 @@ class MigrationConfig:
         stop_timeout_s: How long the guest may stand still before the move is called off, and, after
             COMMIT, how long the destination may take to say that it runs.
         settle_timeout_s: How long the placement record may take to say who owns the VM.
-        round_codec: Packs pages while the guest runs.
-        stop_codec: Packs pages while it stands still.
+        round_codec: Packs pages while the guest runs; None for LZ4 where the line keeps up with
+            it, and zstd where it does not.
+        stop_codec: Packs pages while it stands still; None as above.
         delta_cache_bytes: What may be kept to send pages as differences; 0 switches that off.
-        chunk_bytes: Pages of a frame while the guest runs.
-        stop_chunk_bytes: Pages of a frame while it stands still: small, so that packing,
-            carrying and unpacking overlap soon.
+        chunk_bytes: Pages of a frame while the guest runs: what a core's own cache holds is packed
+            and sealed sooner than what it does not.
+        stop_chunk_bytes: Pages of a frame while it stands still.
         frames_in_flight: Frames packed and not yet taken by the transport.
     """
 
@@ -55,10 +56,10 @@ class MigrationConfig:
     reply_timeout_s: float = 10.0
     stop_timeout_s: float = 5.0
     settle_timeout_s: float = 60.0
-    round_codec: Codec = Codec.ZSTD
-    stop_codec: Codec = Codec.LZ4
+    round_codec: Codec | None = None
+    stop_codec: Codec | None = None
     delta_cache_bytes: int = 64 * MIB
-    chunk_bytes: int = 4 * MIB
+    chunk_bytes: int = MIB
     stop_chunk_bytes: int = MIB
     frames_in_flight: int = 4
 

@@ -1,12 +1,15 @@
 """Deciding, after each round, what comes next. Numbers in, a decision out: no I/O, no time.
 
-The guest is stopped as soon as what is left can be sent within the downtime target. While rounds
-get smaller by themselves, nothing else is done. When two in a row did not get much smaller than
-what had just been sent, the guest writes faster than pages can be sent. Then post-copy follows, if
-it is allowed; if not, the vCPU is slowed
-down: its share of time is cut in proportion to what is missing, at most to a fifth and at least by
-a fifth in one step, and never below one percent. If even that does not help for long, it is given
-up: a guest must not crawl for the sake of a move that does not come about.
+The guest is stopped as soon as what is left can be sent within the downtime target. How fast pages
+go while it runs is known from the rounds; how much faster they go once it stands still is not, so
+where up to `HOPE` times as fast would do, it is to be tried with a sample.
+
+While rounds get smaller by themselves, nothing else is done. When two in a row did not get much
+smaller than what had just been sent, the guest writes faster than pages can be sent. Then post-copy
+follows, if it is allowed; if not, the vCPU is slowed down: its share of time is cut in proportion
+to what is missing, at most to a fifth and at least by a fifth in one step, and never below one
+percent. If even that does not help for long, it is given up: a guest must not crawl for the sake of
+a move that does not come about.
 """
 
 from __future__ import annotations
@@ -34,11 +37,24 @@ ALWAYS_ALLOWED_PAGES: Final = 64
 FIRST_GUESS_PAGES_PER_S: Final = 50_000.0
 SMOOTHING: Final = 0.5
 
+HOPE: Final = 6.0
+"""How many times as fast as while the guest ran pages may go once it stands still: they have its
+core, and are sent as differences, or need no packing."""
+MOST_SAMPLES: Final = 3
+"""Each costs the guest a few milliseconds: whole pages, differences, and a slowed-down guest's."""
+LARGEST_SAMPLE: Final = 2048
+SAMPLE_SHARE: Final = 0.3
+"""Of the downtime target, what a sample may take at the rate of the rounds."""
+MARGIN: Final = 0.85
+"""Of the downtime target, what a sample must say that it will take: others are at work, too."""
+
 
 class Step(Enum):
     """What to do next."""
 
     ROUND = "round"
+    TRY = "try"
+    """Pause the guest and send a sample."""
     STOP = "stop"
     POST_COPY = "post-copy"
     GIVE_UP = "give up"
@@ -60,6 +76,8 @@ class Convergence:
         self._config = config
         self._fixed_cost_s = fixed_cost_s
         self._pages_per_s: float | None = None
+        self._sampled_pages_per_s = 0.0
+        self._samples = 0
         self._share = 1.0
         self._stuck = 0
         self._rounds = 0
@@ -70,9 +88,16 @@ class Convergence:
         """The share of its time that the vCPU is kept from running now."""
         return 1.0 - self._share
 
+    @property
+    def sample_pages(self) -> int:
+        """How many pages are to be tried with."""
+        affordable = int(self._rate * self._config.downtime_s * SAMPLE_SHARE)
+        return max(MEASURABLE_PAGES, min(LARGEST_SAMPLE, affordable))
+
     def expected_downtime_s(self, pages: int) -> float:
         """What stopping the guest with `pages` left would cost."""
-        return self._fixed_cost_s + pages / (self._pages_per_s or FIRST_GUESS_PAGES_PER_S)
+        rate = max(self._rate, min(self._sampled_pages_per_s, HOPE * self._rate))
+        return self._fixed_cost_s + pages / rate
 
     def after(self, sent_pages: int, seconds: float, dirty_pages: int) -> Decision:
         """A round of `sent_pages` has taken `seconds`; `dirty_pages` were written meanwhile."""
@@ -94,6 +119,23 @@ class Convergence:
                 self._in_vain += 1
                 if self._in_vain >= VAIN_ROUNDS:
                     return Decision(Step.GIVE_UP, self.throttle)
+        step = Step.TRY if self._worth_a_try(dirty_pages) else Step.ROUND
+        return Decision(step, self.throttle)
+
+    def after_sample(
+        self, sent_pages: int, seconds: float, left_pages: int, still_s: float
+    ) -> Decision:
+        """A sample of `sent_pages` has taken `seconds` of the `still_s` that the guest was paused.
+
+        Returns:
+            STOP: the `left_pages` can follow at once. ROUND: the guest has to run on.
+        """
+        self._samples += 1
+        if sent_pages and seconds > 0:
+            self._sampled_pages_per_s = sent_pages / seconds
+            all_s = still_s + self._fixed_cost_s + left_pages / self._sampled_pages_per_s
+            if all_s <= MARGIN * self._config.downtime_s:
+                return Decision(Step.STOP, self.throttle)
         return Decision(Step.ROUND, self.throttle)
 
     def small_enough(self, pages: int) -> bool:
@@ -102,6 +144,14 @@ class Convergence:
             pages <= ALWAYS_ALLOWED_PAGES
             or self.expected_downtime_s(pages) <= self._config.downtime_s
         )
+
+    @property
+    def _rate(self) -> float:
+        return self._pages_per_s or FIRST_GUESS_PAGES_PER_S
+
+    def _worth_a_try(self, pages: int) -> bool:
+        hoped_s = self._fixed_cost_s + pages / (HOPE * self._rate)
+        return self._samples < MOST_SAMPLES and hoped_s <= MARGIN * self._config.downtime_s
 
     def _last_resort(self) -> Step:
         return Step.POST_COPY if self._config.post_copy else Step.GIVE_UP

@@ -18,15 +18,17 @@ number is its offset in the RAM file divided by 4096, as in the dirty log.
 
 from __future__ import annotations
 
-import zlib
+import struct
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
 import msgpack
+from isal import isal_zlib
 
 from rayvisor.migration.config import PAGE_BYTES, Codec
 from rayvisor.migration.errors import StreamError
 from rayvisor.migration.fields import boolean, number, numbers, octets, plain_map, text, texts
+from rayvisor.vmm.core import _native
 
 PROTOCOL_VERSION: Final = 1
 FEATURES: Final = frozenset({"lz4", "zstd", "delta", "postcopy"})
@@ -43,6 +45,8 @@ MAX_TYPISTS_BYTES: Final = 1 << 16
 _MAX_ITEMS: Final = 4096
 """Entries of one array or map inside a frame."""
 _CODECS: Final = frozenset(str(codec) for codec in Codec)
+_EMPTY: Final = b"\xc4\x00"
+"""A bin without bytes."""
 _KEYS: Final = ("kind", "seq", "sum", "head", "data")
 
 
@@ -92,6 +96,23 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
+class Coming:
+    """These pages come later, perhaps while the guest stands still: memory for them is wanted."""
+
+    KIND: ClassVar = "coming"
+    data: bytes = octets(MAX_CHUNK_BYTES)
+    """Runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """From here on the guest stands still and waits for what comes (`urgent`), or runs again."""
+
+    KIND: ClassVar = "pace"
+    urgent: bool = boolean()
+
+
+@dataclass(frozen=True, slots=True)
 class RoundEnd:
     """All pages of round `number` have been sent; to be acknowledged."""
 
@@ -105,6 +126,8 @@ class Ack:
 
     KIND: ClassVar = "ack"
     upto: int = number(0, 1 << 62)
+    at_ns: int = number(0, 1 << 62)
+    """When, on the destination's CLOCK_MONOTONIC: two of them say how fast it takes pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +234,8 @@ Frame = (
     Hello
     | Welcome
     | Pages
+    | Coming
+    | Pace
     | RoundEnd
     | Ack
     | ConsoleOutput
@@ -230,13 +255,14 @@ _CLASSES: Final[dict[str, type[Any]]] = {cls.KIND: cls for cls in Frame.__args__
 
 
 def _checksum(kind: str, seq: int, head: bytes, data: bytes | memoryview) -> int:
-    return zlib.crc32(data, zlib.crc32(head, zlib.crc32(f"{kind}:{seq}:".encode())))
+    start = isal_zlib.crc32(f"{kind}:{seq}:".encode())
+    return isal_zlib.crc32(data, isal_zlib.crc32(head, start))
 
 
 def encode(seq: int, frame: Frame) -> bytes:
     """The bytes of a frame."""
     head: dict[str, Any] = {}
-    data: bytes = b""
+    data: bytes | memoryview = b""
     for f in fields(frame):
         value = getattr(frame, f.name)
         if f.name == "data":
@@ -244,8 +270,20 @@ def encode(seq: int, frame: Frame) -> bytes:
         else:
             head[f.name] = list(value) if type(value) is tuple else value
     packed = msgpack.packb(head)
-    values = (frame.KIND, seq, _checksum(frame.KIND, seq, packed, data), packed, data)
-    return bytes(msgpack.packb(dict(zip(_KEYS, values, strict=True))))
+    total = _checksum(frame.KIND, seq, packed, data)
+    values = (frame.KIND, seq, total, packed, b"")
+    outer = msgpack.packb(dict(zip(_KEYS, values, strict=True)))
+    # Large data is put behind its length by hand: msgpack would copy it twice.
+    return _native.join(outer[: -len(_EMPTY)] + _bin_head(len(data)), data)
+
+
+def _bin_head(length: int) -> bytes:
+    """What msgpack writes before a bin of that length."""
+    if length < 1 << 8:
+        return struct.pack(">BB", 0xC4, length)
+    if length < 1 << 16:
+        return struct.pack(">BH", 0xC5, length)
+    return struct.pack(">BI", 0xC6, length)
 
 
 def _unpack(data: bytes | bytearray, limit: int) -> dict[str, Any]:

@@ -138,6 +138,11 @@ class Standby:
                 replies = self._give_up(error)
             return self._encode(replies)
 
+    @property
+    def urgent(self) -> bool:
+        """See `Receiver`: a protected guest waits for its epochs."""
+        return True
+
     def idle(self, *, heard: bool) -> list[bytes]:
         """Nothing has come for `LOOK_EVERY_S`, unless part of a frame has.
 
@@ -176,13 +181,15 @@ class Standby:
             case frames.Hello():
                 return [self._intake.welcome(frame)]
             case frames.RoundEnd():
-                return [frames.Ack(self._expected - 1)]
+                return [frames.Ack(self._expected - 1, time.monotonic_ns())]
             case frames.Pages():
                 if filling:
                     self._intake.put(frame)
                 else:
                     raw = self._intake.unpack(frame) if frame.raw_bytes else b""
                     self._coming.pages.append((frame, raw))
+            case frames.Coming():
+                self._intake.make_room(frame)
             case frames.ConsoleOutput():
                 if filling:
                     self._destination.console_output(frame.offset, frame.data)

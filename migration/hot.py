@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rayvisor.migration.roles import Source
 
 FIRST_LOOK_S: Final = 0.03
-GROWTH: Final = 4.0
+GROWTH: Final = 3.0
 """Each look costs the guest a slow first write to each page it uses: looks get rarer."""
 
 

@@ -50,6 +50,14 @@ class Intake:
             shared -= {"postcopy"}
         return frames.Welcome(frames.PROTOCOL_VERSION, tuple(sorted(shared)), boot_id())
 
+    def make_room(self, frame: frames.Coming) -> None:
+        """Have memory at hand for pages that come later.
+
+        Raises:
+            StreamError: they belong nowhere.
+        """
+        pages.make_room(self._destination.ram, frame.data)
+
     def unpack(self, frame: frames.Pages) -> bytes:
         """The pages of a frame, or their differences.
 

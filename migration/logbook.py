@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration.report import MigrationReport, Progress, Round
@@ -23,6 +24,8 @@ class Logbook:
         report: The report so far.
         tally: Pages sent; the page sender's.
         convergence: What is thought of the guest's writing.
+        stopped_ns: When the guest's last instruction ran here, in nanoseconds of CLOCK_MONOTONIC;
+            None while it runs.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Logbook:
         self.report = report
         self.tally = tally
         self.convergence = convergence
+        self.stopped_ns: int | None = None
         self._outbox = outbox
         self._on_progress = on_progress
         self._now_s = now_s
@@ -51,6 +55,11 @@ class Logbook:
     def elapsed_s(self) -> float:
         """Seconds since the beginning."""
         return self._now_s() - self._started_s
+
+    @property
+    def still_s(self) -> float:
+        """Seconds for which the guest has stood still; 0 while it runs."""
+        return 0.0 if self.stopped_ns is None else (time.monotonic_ns() - self.stopped_ns) / 1e9
 
     @property
     def dirty_pages_per_s(self) -> float:
@@ -124,6 +133,7 @@ class Logbook:
                 expected_downtime_s=expected,
                 throttle=self.convergence.throttle,
                 elapsed_s=now_s - self._started_s,
+                still_s=self.still_s,
             )
         )
 

@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import frames
+from rayvisor.migration.background import give_way
 from rayvisor.migration.errors import MigrationTimeoutError, TransportError
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ class Outbox:
     Attributes:
         bytes_sent: Bytes that the transport has taken.
         capped_s: Seconds that it has waited for the sake of the bandwidth cap.
+        full_s: Seconds that `put` has waited for room.
     """
 
     def __init__(self, transport: Transport, room: int, bytes_per_s: float | None) -> None:
         self.bytes_sent = 0
         self.capped_s = 0.0
+        self.full_s = 0.0
         self._transport = transport
         self._room = room
         self._bytes_per_s = bytes_per_s
@@ -44,8 +47,8 @@ class Outbox:
         self._error: Exception | None = None
         self._closed = False
         self._busy = False
-        self._thread = threading.Thread(target=self._work, name="migration-out", daemon=True)
-        self._thread.start()
+        self._worker = 0
+        self.pace(urgent=True)
 
     def put(self, frame: Frame, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Send `frame` after those before it.
@@ -57,10 +60,12 @@ class Outbox:
         """
         while True:
             with self._changed:
+                since_s = time.monotonic()
                 self._changed.wait_for(
                     lambda: self._error or self._closed or len(self._waiting) < self._room,
                     LOOK_EVERY_S,
                 )
+                self.full_s += time.monotonic() - since_s
                 self._fail_if_broken()
                 if len(self._waiting) < self._room:
                     self._waiting.append(frame)
@@ -90,10 +95,20 @@ class Outbox:
             self._waiting.clear()
             self._changed.notify_all()
 
-    def unlimited(self) -> None:
-        """No bandwidth cap from now on: the guest stands still."""
+    def pace(self, *, urgent: bool) -> None:
+        """From now on give way to the guest, or, if `urgent`, to nobody."""
         with self._changed:
-            self._bytes_per_s = None
+            self._worker += 1
+            number = self._worker
+            self._changed.notify_all()
+        threading.Thread(
+            target=self._work, args=(number, urgent), name="migration-out", daemon=True
+        ).start()
+
+    def limit(self, bytes_per_s: float | None) -> None:
+        """The bandwidth cap from now on: none while the guest stands still."""
+        with self._changed:
+            self._bytes_per_s = bytes_per_s
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -109,11 +124,17 @@ class Outbox:
         if self._closed:
             raise TransportError("cannot send: the stream is closed")
 
-    def _work(self) -> None:
+    def _work(self, number: int, urgent: bool) -> None:
+        if not urgent:
+            give_way()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                if self._closed:
+                self._changed.wait_for(
+                    lambda: (
+                        self._closed or self._worker != number or (self._waiting and not self._busy)
+                    )
+                )
+                if self._closed or self._worker != number:
                     return
                 frame = self._waiting.popleft()
                 self._busy = True

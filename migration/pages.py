@@ -7,6 +7,8 @@ order. The pages themselves are copied by the native core.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import mmap
 import os
 import re
@@ -44,6 +46,20 @@ def without(one: bytes, other: bytes) -> bytes:
 def count(bitmap: bytes) -> int:
     """How many pages are in it."""
     return int.from_bytes(bitmap, "little").bit_count()
+
+
+def sample_of(bitmap: bytes, pages: int) -> bytes:
+    """About `pages` of its pages, from all over it; all, if they are fewer."""
+    step = max(1, count(bitmap) // pages)
+    chosen = bytearray(len(bitmap))
+    chosen[::step] = bitmap[::step]
+    return bytes(chosen)
+
+
+def first_of(bitmap: bytes, pages: int) -> bytes:
+    """Its first `pages` pages and a few more, or all if they are fewer."""
+    end = bisect.bisect_left(range(len(bitmap)), pages, key=lambda n: count(bitmap[:n]))
+    return bitmap[:end] + bytes(len(bitmap) - end)
 
 
 def contains(bitmap: bytes, page: int) -> bool:
@@ -187,8 +203,8 @@ class Picked:
 class Picker:
     """Copies pages out of RAM, and remembers what it copied, as far as there is room.
 
-    What it remembers lies at the page's own place in a shadow as long as RAM, which costs memory
-    only where something is remembered.
+    What it remembers lies in slots of a shadow, which costs memory only as far as it is used: from
+    its beginning on, so that large pages of the host's do.
     """
 
     def __init__(self, ram: memoryview, chunk_bytes: int, remember_bytes: int) -> None:
@@ -198,8 +214,8 @@ class Picker:
         self._keep = remember_bytes // PAGE_BYTES
         deltas = self._keep > 0
         self._changes = memoryview(bytearray(chunk_bytes if deltas else 0))
-        self._known = bytearray(bitmap_bytes(self.pages) if deltas else 0)
-        self._shadow = memoryview(mmap.mmap(-1, len(ram)) if deltas else bytearray())
+        self._slots = bytearray(4 * self.pages if deltas else 0)
+        self._shadow = memoryview(_room(self._keep * PAGE_BYTES) if deltas else bytearray())
 
     def pick(self, pending: bytes, first: int, chunk_bytes: int, *, keep: bool) -> Picked:
         """Copies of pages that are `pending`, from page `first` on, up to `chunk_bytes`.
@@ -207,7 +223,7 @@ class Picker:
         With `keep`, they are remembered: `whole` pages for as long as there is room, others in
         any case. What is returned is valid until the next call.
         """
-        deltas = bool(self._known)
+        deltas = bool(self._slots)
         whole = self._whole[:chunk_bytes]
         changes = self._changes[: chunk_bytes if deltas else 0]
         next_page, runs, change_runs, zeros, left = _native.pick_pages(
@@ -217,7 +233,7 @@ class Picker:
             whole,
             changes,
             self._shadow,
-            self._known,
+            self._slots,
             self._keep if keep else -1,
         )
         if keep:
@@ -226,7 +242,7 @@ class Picker:
 
     def forget(self) -> None:
         """Remember nothing any more, for good, and give the memory back."""
-        self._known = bytearray()
+        self._slots = bytearray()
         self._changes = memoryview(bytearray())
         self._shadow = memoryview(bytearray())
         self._keep = 0
@@ -235,6 +251,23 @@ class Picker:
         """Let go of RAM."""
         self.forget()
         self._ram = memoryview(bytearray())
+
+
+def _room(size_bytes: int) -> mmap.mmap:
+    room = mmap.mmap(-1, size_bytes)
+    with contextlib.suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return room
+
+
+def make_room(ram: memoryview, runs: bytes) -> None:
+    """Have memory at hand for the pages of `runs`, whose content does not change.
+
+    Raises:
+        StreamError: the runs cannot be.
+    """
+    read_runs(runs, len(ram) // PAGE_BYTES)
+    _native.populate_pages(ram, runs)
 
 
 def put(ram: memoryview, runs: bytes, raw: bytes, *, change: bool) -> None:

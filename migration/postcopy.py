@@ -28,7 +28,7 @@ def serve(
     talk: Conversation,
     sender: PageSender,
     missing: bytes,
-    codec: Codec,
+    codec: Codec | None,
     timeout_s: float,
     tell: Callable[[], None],
 ) -> None:

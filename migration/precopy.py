@@ -32,11 +32,11 @@ from rayvisor.migration.errors import (
     UndecidedError,
 )
 from rayvisor.migration.host import boot_id, tsc_hz
-from rayvisor.migration.hot import HotPages
 from rayvisor.migration.logbook import Logbook
 from rayvisor.migration.phases import SourcePhase, source_phases
 from rayvisor.migration.postcopy import serve
 from rayvisor.migration.report import MigrationReport, Progress
+from rayvisor.migration.rounds import Rounds
 from rayvisor.migration.sending import PageSender, Tally, Turn
 from rayvisor.vmm.errors import MigrationError
 
@@ -109,8 +109,6 @@ class Migration:
         self._pause_s = pause_s
         self._phases = source_phases()
         self._cancelled = threading.Event()
-        self._console_offset = 0
-        self._stopped_ns: int | None = None
         self._boot_id_there = ""
         self._talk = Conversation(transport, self._config)
         self._sender: PageSender | None = None
@@ -146,8 +144,9 @@ class Migration:
         """
         try:
             sender = self._greet()
-            pending = self._precopy(sender)
-            self._stop_and_copy(sender, pending)
+            rounds = self._begin(sender, may_pause=True)
+            step = rounds.run()
+            self._stop_and_copy(sender, rounds, post_copy=step is Step.POST_COPY)
         except Exception as error:
             if self.phase is not _P.HANDOVER:
                 raise self._keep(error) from error
@@ -165,13 +164,16 @@ class Migration:
         """
         try:
             sender = self._greet()
-            pending = self._precopy(sender)
+            rounds = self._begin(sender, may_pause=False)
+            rounds.run()
         except Exception as error:
             raise self._keep(error) from error
         self._source.throttle(0.0)
+        self._talk.outbox.pace(urgent=True)
         sender.close()
         self._book.close()
-        return Seeded(self._talk, pending, self._console_offset, self._book.report.bytes_sent)
+        sent = self._book.report.bytes_sent
+        return Seeded(self._talk, rounds.pending, rounds.console_offset, sent)
 
     def settle(self) -> MigrationReport:
         """Learn who has the VM after COMMIT, and act on it. See `run`."""
@@ -220,64 +222,30 @@ class Migration:
         )
         return self._sender
 
-    def _precopy(self, sender: PageSender) -> bytes:
-        """Rounds until the guest should be stopped; the pages that are left to send."""
+    def _begin(self, sender: PageSender, *, may_pause: bool) -> Rounds:
         self._enter(_P.PRECOPY)
-        source, book, talk = self._source, self._book, self._talk
-        source.start_log()
-        written = source.written_pages()
-        sender.send_holes(pages.gaps(written, sender.pages))
-        pending = pages.bitmap_of(iter(written), sender.pages)
-        watch = HotPages(source, sender.pages)
-        while True:
-            capped_s = talk.outbox.capped_s
-            count = self._send_round(sender, pending, watch)
-            pending = watch.take()
-            left = pages.count(pending)
-            done = book.end_round(left)
-            self._check()
-            # The last round will not be held back by the cap.
-            free_s = max(0.0, done.seconds - (talk.outbox.capped_s - capped_s))
-            decision = book.convergence.after(count, free_s, left)
-            _log.debug("round %d: %d pages, %d left, %s", done.number, count, left, decision)
-            source.throttle(decision.throttle)
-            if decision.step is Step.POST_COPY:
-                self._missing = pending
-            if decision.step in {Step.STOP, Step.POST_COPY}:
-                return pending
-            if decision.step is Step.GIVE_UP:
-                raise MigrationTimeoutError(
-                    f"after {done.number + 1} rounds the guest still writes "
-                    f"{book.dirty_pages_per_s:,.0f} pages a second with its vCPU slowed down by "
-                    f"{decision.throttle:.0%}: allow a longer downtime"
-                )
-
-    def _send_round(self, sender: PageSender, pending: bytes, watch: HotPages) -> int:
-        self._book.begin_round(pages.count(pending))
-        number = len(self._book.report.rounds)
-        sender.send(
-            pending,
-            self._config.round_codec,
-            self._config.chunk_bytes,
-            turn=Turn.LATER if number else Turn.FIRST,
+        return Rounds(
+            self._source,
+            self._talk,
+            self._book,
+            sender,
+            self._config,
             check=self._check,
-            skip=watch.look if number == 0 else lambda: None,
+            check_limits=self._check_limits,
+            may_pause=may_pause,
         )
-        self._send_console()
-        self._talk.put(frames.RoundEnd(number))
-        self._talk.reply(frames.Ack, None, self._check_limits)
-        return self._book.sent_in_round
 
-    def _stop_and_copy(self, sender: PageSender, pending: bytes) -> None:
-        source, config, talk = self._source, self._config, self._talk
+    def _stop_and_copy(self, sender: PageSender, rounds: Rounds, *, post_copy: bool) -> None:
+        source, config, talk, book = self._source, self._config, self._talk, self._book
         self._enter(_P.STOPPED)
-        self._stopped_ns = source.pause()
-        talk.outbox.unlimited()
-        left = pages.union(pending, source.harvest())
-        if self._missing:
+        if book.stopped_ns is None:
+            book.stopped_ns = source.pause()
+            rounds.hurry()
+        left = pages.union(rounds.pending, source.harvest())
+        if post_copy:
             talk.put(frames.Missing(pages.pack_runs(iter(pages.runs_of(left)))))
             self._missing, left = left, bytes(len(left))
-        self._book.begin_round(pages.count(left))
+        book.begin_round(pages.count(left))
         sender.send(
             left,
             config.stop_codec,
@@ -285,25 +253,17 @@ class Migration:
             turn=Turn.LAST,
             check=self._check_stopped,
         )
-        self._send_console()
+        rounds.send_console()
         state = source.save()
-        stopped_for_ns = time.monotonic_ns() - self._stopped_ns
+        stopped_for_ns = time.monotonic_ns() - book.stopped_ns
         talk.put(frames.MachineState(state, source.runs, stopped_for_ns))
-        self._book.end_round(0)
+        book.end_round(0)
         # COMMIT goes last, and only once everything before it has been taken: a guest that waits
         # behind a stuck carrier can still be resumed.
         talk.outbox.flush(config.stop_timeout_s)
         self._check_stopped()
         self._enter(_P.HANDOVER)
         talk.put(frames.Commit())
-
-    def _send_console(self) -> None:
-        while True:
-            offset, data = self._source.console_output(self._console_offset)
-            if not data:
-                return
-            self._talk.put(frames.ConsoleOutput(offset, data))
-            self._console_offset = offset + len(data)
 
     def _check(self) -> None:
         """Between two frames: is this to go on?"""
@@ -319,9 +279,9 @@ class Migration:
 
     def _check_stopped(self) -> None:
         self._check_not_cancelled()
-        still_ns = time.monotonic_ns() - (self._stopped_ns or 0)
-        if still_ns > self._config.stop_timeout_s * 1e9:
-            raise MigrationTimeoutError(f"the guest stood still for {still_ns / 1e9:.1f} s")
+        still_s = self._book.still_s
+        if still_s > self._config.stop_timeout_s:
+            raise MigrationTimeoutError(f"the guest stood still for {still_s:.1f} s")
 
     def _check_not_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -338,8 +298,8 @@ class Migration:
                 step()
             except Exception as worse:  # noqa: BLE001 - told together with what led to it
                 problems.append(str(worse) or type(worse).__name__)
-            if self._stopped_ns is not None and not report.downtime_s:
-                report.downtime_s = (time.monotonic_ns() - self._stopped_ns) / 1e9
+            if not report.downtime_s:
+                report.downtime_s = self._book.still_s
         self._enter(_P.KEPT)
         try:
             self._talk.outbox.drop()
@@ -427,7 +387,7 @@ class Migration:
 
     def _set_downtime(self, running: frames.Running | None) -> None:
         now_ns = time.monotonic_ns()
-        stopped_ns = now_ns if self._stopped_ns is None else self._stopped_ns
+        stopped_ns = now_ns if self._book.stopped_ns is None else self._book.stopped_ns
         bound_ns = now_ns - stopped_ns
         measured_ns = running.resumed_ns - stopped_ns if running else -1
         same_clock = bool(boot_id()) and boot_id() == self._boot_id_there

@@ -38,6 +38,8 @@ class Progress:
     """What stopping the guest now would cost; None before anything has been measured."""
     throttle: float
     elapsed_s: float
+    still_s: float = 0.0
+    """For how long the guest has stood still by now; 0 while it runs."""
 
 
 @dataclass(slots=True)

@@ -113,6 +113,11 @@ class SealedArrival:
         except TransportError:
             return False
 
+    @property
+    def urgent(self) -> bool:
+        """See `Arrival.urgent`."""
+        return self._arrival.urgent
+
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """See `Arrival.feed`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,9 @@ TRIAL_PAGES: Final = 512
 WORTHWHILE: Final = 1.3
 """How much better than whole pages differences must pack to be worth their copies."""
 ZERO_RUNS_A_FRAME: Final = 1024
+WAITING_RATIO: Final = 0.3
+"""Who waits for the line for more of the time than this has time to pack better."""
+SMOOTHING: Final = 0.2
 
 
 class Turn(Enum):
@@ -48,6 +52,24 @@ class Tally:
         return self.raw_bytes / self.packed_bytes if self.packed_bytes else 1.0
 
 
+class _Choice:
+    """Which codec, by what holds frames up: packing them, or the line."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._waiting = 0.0
+        self._at_s, self._full_s = time.monotonic(), outbox.full_s
+
+    def codec(self) -> Codec:
+        """The codec of the next frame."""
+        now_s, full_s = time.monotonic(), self._outbox.full_s
+        if now_s > self._at_s:
+            waiting = (full_s - self._full_s) / (now_s - self._at_s)
+            self._waiting += SMOOTHING * (waiting - self._waiting)
+        self._at_s, self._full_s = now_s, full_s
+        return Codec.ZSTD if self._waiting > WAITING_RATIO else Codec.LZ4
+
+
 class PageSender:
     """Sends pages of one RAM through one outbox. `close` it before the RAM."""
 
@@ -64,6 +86,7 @@ class PageSender:
         self._picker = pages.Picker(ram, largest_chunk_bytes, delta_cache_bytes)
         self._outbox = outbox
         self._packer = Packer()
+        self._choice = _Choice(outbox)
         self._whole, self._deltas = Tally(), Tally()
         self.total = total
 
@@ -87,7 +110,7 @@ class PageSender:
     def send(
         self,
         pending: bytes,
-        codec: Codec,
+        codec: Codec | None,
         chunk_bytes: int,
         *,
         turn: Turn,
@@ -98,7 +121,7 @@ class PageSender:
 
         Args:
             pending: Which, as a bitmap.
-            codec: How to pack them.
+            codec: How to pack them; None for what suits the line.
             chunk_bytes: Pages of a frame.
             turn: Which round this is.
             check: Called before each frame and while waiting; it may raise.
@@ -119,7 +142,7 @@ class PageSender:
                 if self._deltas.pages >= TRIAL_PAGES and not self._deltas_pay:
                     self._picker.forget()
 
-    def send_piece(self, pending: bytes, first: int, codec: Codec, chunk_bytes: int) -> int:
+    def send_piece(self, pending: bytes, first: int, codec: Codec | None, chunk_bytes: int) -> int:
         """Send one frame of whole pages, from page `first` on; where to go on."""
         self._picker.forget()
         picked = self._picker.pick(pending, first, chunk_bytes, keep=False)
@@ -135,11 +158,13 @@ class PageSender:
         runs: bytes,
         content: memoryview,
         zeros: bytes,
-        codec: Codec,
+        codec: Codec | None,
         tally: Tally,
         check: Callable[[], None],
     ) -> None:
         delta = tally is self._deltas
+        if codec is None:
+            codec = self._choice.codec() if self._packer.pays(content) else Codec.RAW
         block = self._packer.pack(codec, content) if runs else b""
         raw_bytes = len(content)
         self._outbox.put(Pages(runs, zeros, codec, delta, raw_bytes, block), check)

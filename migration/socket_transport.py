@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Final, Protocol
 
+from rayvisor.migration.background import in_background
 from rayvisor.migration.errors import TransportError
 from rayvisor.migration.frames import MAX_FRAME_BYTES
 
@@ -120,6 +121,10 @@ class SocketTransport:
 class Receiver(Protocol):
     """What a destination does with frames: an `Arrival`, or what stands before one."""
 
+    @property
+    def urgent(self) -> bool:
+        """Whether the next frame is waited for; if not, other work goes first."""
+
     def feed(self, frame: bytes | bytearray) -> list[bytes]:
         """Take a frame; the replies."""
 
@@ -141,8 +146,9 @@ def serve(connection: socket.socket, arrival: Receiver, look_every_s: float | No
     """
     _tune(connection)
     reader = _Reader(connection)
-    try:
-        while True:
+
+    def feed_while(urgent: bool) -> None:
+        while arrival.urgent is urgent:
             before = reader.taken
             frame = reader.frame(look_every_s)
             replies = (
@@ -150,6 +156,12 @@ def serve(connection: socket.socket, arrival: Receiver, look_every_s: float | No
             )
             for reply in replies:
                 _send(connection, reply)
+
+    try:
+        while True:
+            # A guest that is started from here runs at this thread's priority.
+            feed_while(True)
+            in_background(lambda: feed_while(False), "migration-in")
     except (OSError, TransportError):
         pass
     finally:

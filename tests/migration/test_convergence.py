@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayvisor.migration.config import MigrationConfig
-from rayvisor.migration.convergence import SMALLEST_SHARE, Convergence, Step
+from rayvisor.migration.convergence import MOST_SAMPLES, SMALLEST_SHARE, Convergence, Step
 from rayvisor.vmm.errors import ConfigError
 
 
@@ -33,7 +33,9 @@ def run(config: MigrationConfig, dirty_pages_per_s: float, pages: int) -> list[t
         dirty = min(pages, dirty_pages_per_s * seconds * (1 - convergence.throttle))
         decision = convergence.after(int(sent), seconds, int(dirty))
         out.append((decision.step, decision.throttle))
-        if decision.step is not Step.ROUND:
+        if decision.step is Step.TRY:
+            convergence.after_sample(256, 1.0, int(dirty), 0.0)
+        elif decision.step is not Step.ROUND:
             break
         sent = dirty
     return out
@@ -48,10 +50,44 @@ def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_stopped() -> None:
     assert shares[:3] == [0, 0, 0], "the first that does not help may be chance"
 
 
+def test_what_might_fit_once_the_guest_stands_still_is_tried() -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
+    assert convergence.after(14_000, 0.16, 12_800).step is Step.TRY
+    assert convergence.after_sample(1_000, 0.003, 11_000, 0.008).step is Step.STOP
+
+
+def test_a_sample_that_says_too_long_lets_the_guest_run_on() -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
+    assert convergence.after(14_000, 0.16, 12_800).step is Step.TRY
+    assert convergence.after_sample(1_000, 0.005, 11_000, 0.008).step is Step.ROUND
+    assert convergence.after_sample(0, 0.0, 11_000, 0.008).step is Step.ROUND
+
+
+def test_what_cannot_fit_is_not_tried_and_a_guest_is_not_paused_for_ever() -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=0.01), 0.003)
+    assert convergence.after(14_000, 0.16, 12_800).step is Step.ROUND
+    convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
+    steps = []
+    for _ in range(20):
+        steps.append(convergence.after(14_000, 0.16, 12_800).step)
+        if steps[-1] is Step.TRY:
+            convergence.after_sample(1_000, 0.005, 11_000, 0.008)
+    assert steps.count(Step.TRY) == MOST_SAMPLES
+
+
+def test_a_sample_takes_a_part_of_the_downtime_target() -> None:
+    for downtime_s in (0.01, 0.03, 0.06, 1.0):
+        convergence = Convergence(MigrationConfig(downtime_s=downtime_s), 0.003)
+        convergence.after(14_000, 0.16, 12_800)
+        pages = convergence.sample_pages
+        assert pages == 256 or pages / (14_000 / 0.16) <= 0.3 * downtime_s
+
+
 def test_without_slowing_down_it_is_given_up_at_the_last_round() -> None:
     config = MigrationConfig(downtime_s=0.01, auto_converge=False, max_rounds=20)
     course = run(config, 200_000, 12_800)
-    assert [step for step, _ in course] == [Step.ROUND] * 19 + [Step.GIVE_UP]
+    assert course[-1][0] is Step.GIVE_UP
+    assert len(course) == 20
 
 
 def test_post_copy_comes_when_rounds_do_not_help() -> None:

@@ -38,8 +38,10 @@ SAMPLES: dict[str, frames.Frame] = {
         raw_bytes=8192,
         data=b"\x01\x02",
     ),
+    "coming": frames.Coming(bytes.fromhex("0300000002000000")),
+    "pace": frames.Pace(urgent=True),
     "round": frames.RoundEnd(3),
-    "ack": frames.Ack(12),
+    "ack": frames.Ack(12, 34),
     "console": frames.ConsoleOutput(5, b"login: "),
     "state": frames.MachineState({"schema": "machine"}, running=True, stopped_for_ns=9),
     "commit": frames.Commit(),
@@ -70,12 +72,21 @@ GOLDEN: dict[str, str] = {
         "080300000002000000a57a65726f73c4080900000001000000a5636f646563a3726177a564656c74"
         "61c3a97261775f6279746573cd2000a464617461c4020102"
     ),
+    "coming": (
+        "85a46b696e64a6636f6d696e67a373657105a373756dce7591c1b4a468656164c40180a464617461"
+        "c4080300000002000000"
+    ),
+    "pace": (
+        "85a46b696e64a470616365a373657105a373756dce3aa142cda468656164c40981a6757267656e74"
+        "c3a464617461c400"
+    ),
     "round": (
         "85a46b696e64a5726f756e64a373657105a373756dce0d12fe84a468656164c40981a66e756d6265"
         "7203a464617461c400"
     ),
     "ack": (
-        "85a46b696e64a361636ba373657105a373756dceb198b456a468656164c40781a47570746f0ca464617461c400"
+        "85a46b696e64a361636ba373657105a373756dcebed7c653a468656164c40e82a47570746f0ca561"
+        "745f6e7322a464617461c400"
     ),
     "console": (
         "85a46b696e64a7636f6e736f6c65a373657105a373756dcebb21d36fa468656164c40981a66f6666"

@@ -61,6 +61,39 @@ def test_hostile_runs_stay_inside_ram_or_are_refused(packed: bytes) -> None:
     assert len(covered(runs)) == sum(count for _, count in runs)
 
 
+@given(st.binary(min_size=1, max_size=40), st.integers(1, 400))
+def test_samples_are_of_what_is_there(bitmap: bytes, wanted: int) -> None:
+    there = covered(pages.runs_of(bitmap))
+    first = covered(pages.runs_of(pages.first_of(bitmap, wanted)))
+    assert first == {page for page in there if page <= max(first, default=0)}
+    assert min(wanted, len(there)) <= len(first) <= wanted + 7
+    spread = covered(pages.runs_of(pages.sample_of(bitmap, wanted)))
+    assert spread <= there
+    if len(there) < 2 * wanted:
+        assert spread == there
+
+
+def test_a_sample_of_many_pages_is_from_all_over() -> None:
+    spread = covered(pages.runs_of(pages.sample_of(b"\xff" * 1000, 500)))
+    assert 500 <= len(spread) <= 520
+    assert max(spread) > 7800
+
+
+def test_room_is_made_and_nothing_changes() -> None:
+    ram = GuestRam(8 << 20)
+    ram.write(5 * PAGE, b"x")
+    before = os.fstat(ram.fd).st_blocks
+    runs = pages.pack_runs(iter([(4, 10), (100, 1)]))
+    pages.make_room(ram.buffer, runs)
+    assert os.fstat(ram.fd).st_blocks > before
+    assert ram.read(5 * PAGE, 1) == b"x"
+    assert not any(ram.read(6 * PAGE, 8 * PAGE))
+    for bad in BAD_RUNS:
+        with pytest.raises(StreamError, match="runs"):
+            pages.make_room(memoryview(bytearray(100 * PAGE)), pages.pack_runs(iter(bad)))
+    ram.close()
+
+
 BAD_RUNS = [[(0, 0)], [(99, 2)], [(5, 2), (6, 1)], [(6, 1), (5, 1)], [(0xFFFFFFFF, 0xFFFFFFFF)]]
 
 
@@ -151,12 +184,13 @@ def test_a_closed_picker_lets_ram_go() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{1: b"short"}, {2: -1}, {2: 257}, {3: bytearray()}, {5: bytearray(4)}, {6: bytearray(3)}],
+    [{1: b"short"}, {2: -1}, {2: 257}, {3: bytearray()}, {7: 257}, {6: bytearray(3)}],
     ids=lambda change: str(next(iter(change))),
 )
 def test_buffers_that_do_not_fit_are_refused(change: dict[int, object]) -> None:
     ram = bytearray(256 * PAGE)
-    good = [ram, bytes(32), 0, bytearray(PAGE), bytearray(PAGE), bytearray(ram), bytearray(32), 0]
+    slots = bytearray(4 * 256)
+    good = [ram, bytes(32), 0, bytearray(PAGE), bytearray(PAGE), bytearray(ram), slots, 0]
     _native.pick_pages(*good)  # type: ignore[arg-type]
     bad = [change.get(i, value) for i, value in enumerate(good)]
     with pytest.raises(ValueError, match="do not fit"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import time
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayvisor.migration.arrival import Arrival
+from rayvisor.migration.background import NICER
 from rayvisor.migration.config import Codec, MigrationConfig
+from rayvisor.migration.convergence import Convergence, Decision, Step
 from rayvisor.migration.errors import MigrationFailedError
 from rayvisor.migration.precopy import Migration
 from tests.migration.fakes import BreakingTransport, FakeDestination, FakeSource, Record
@@ -126,6 +129,116 @@ def test_ram_arrives_as_it_was_at_the_end(
     assert source.released
     assert report.outcome == "moved"
     assert len(report.rounds) >= 2 + bool(rounds)
+
+
+def eager(monkeypatch: pytest.MonkeyPatch, *, fits: bool) -> list[int]:
+    """Have every round that is not small enough be followed by a sample, which `fits` or not."""
+    left_pages: list[int] = []
+
+    def after_sample(
+        self: Convergence, sent_pages: int, seconds: float, left: int, still_s: float
+    ) -> Decision:
+        assert min(sent_pages, seconds, still_s) > 0
+        left_pages.append(left)
+        self._samples += 1
+        return Decision(Step.STOP if fits else Step.ROUND, self.throttle)
+
+    monkeypatch.setattr(Convergence, "after_sample", after_sample)
+    monkeypatch.setattr(Convergence, "_worth_a_try", lambda self, _: self._samples < 3)
+    monkeypatch.setattr(Convergence, "sample_pages", 16)
+    return left_pages
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_sample_is_part_of_the_move(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    left = eager(monkeypatch, fits=fits)
+    pair = Pair(MigrationConfig(downtime_s=1e-9, max_rounds=12))
+    rounds = iter(range(1, 6))
+
+    def activity() -> None:
+        for page in range(100 if (value := next(rounds, 0)) else 0):
+            pair.source.write(page, bytes([value]) * 4096)
+
+    pair.source.before_harvest = activity
+    states = []
+    resume = pair.source.resume
+
+    def resuming() -> None:
+        states.append("runs on")
+        resume()
+
+    pair.source.resume = resuming  # type: ignore[method-assign]
+    report = pair.migration.run()
+    assert pair.destination.memory == pair.source.memory
+    assert len(left) == (1 if fits else 3)
+    assert states == ([] if fits else ["runs on"] * 3)
+    assert report.outcome == "moved"
+    assert not pair.arrival.urgent or pair.destination.running
+
+
+def test_a_move_that_fails_at_a_sample_leaves_the_guest_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eager(monkeypatch, fits=True)
+    pair = Pair(MigrationConfig(downtime_s=1e-9))
+
+    def activity() -> None:
+        for page in range(100):
+            pair.source.write(page, b"!")
+
+    pair.source.before_harvest = activity
+    pause = pair.source.pause
+
+    def pausing() -> int:
+        pair.migration.cancel()
+        return pause()
+
+    pair.source.pause = pausing  # type: ignore[method-assign]
+    assert pair.fails("cancelled").downtime_s > 0
+
+
+def test_a_protected_guest_is_never_paused_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = eager(monkeypatch, fits=True)
+    pair = Pair(MigrationConfig(downtime_s=1e-9))
+    rounds = iter(range(1, 6))
+
+    def activity() -> None:
+        for page in range(100 if next(rounds, 0) else 0):
+            pair.source.write(page, b"!")
+
+    pair.source.before_harvest = activity
+    pair.migration.seed()
+    assert left == []
+    assert pair.source.running
+
+
+def test_what_gives_way_is_not_what_runs_the_guest() -> None:
+    """Rounds are packed at a lower priority, and the guest is stopped and resumed at the usual."""
+    pair = Pair()
+    nice: dict[str, int] = {}
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    harvest, pause, adopt = pair.source.harvest, pair.source.pause, pair.destination.adopt
+
+    def harvesting() -> bytes:
+        nice.setdefault("rounds", priority())
+        return harvest()
+
+    def pausing() -> int:
+        nice["pause"] = priority()
+        return pause()
+
+    def adopting(gained_ns: int, *, running: bool) -> int:
+        nice["adopt"] = priority()
+        return adopt(gained_ns, running=running)
+
+    pair.source.harvest, pair.source.pause = harvesting, pausing  # type: ignore[method-assign]
+    pair.destination.adopt = adopting  # type: ignore[method-assign]
+    pair.migration.run()
+    usual = priority()
+    assert nice == {"rounds": min(19, usual + NICER), "pause": usual, "adopt": usual}
 
 
 def test_everything_that_travels_arrives() -> None:

@@ -27,6 +27,7 @@ class Arrival:
 
     fed: list[bytes] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
+    urgent: bool = False
 
     def idle(self, *, heard: bool) -> list[bytes]:
         return [b"still here"] if heard else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rayvisor.migration import frames
 from rayvisor.migration.arrival import Arrival
+from rayvisor.migration.background import NICER
 from rayvisor.migration.config import MigrationConfig
 from rayvisor.migration.errors import MigrationFailedError, TransportError
 from rayvisor.migration.frames import MAX_FRAME_BYTES
@@ -110,6 +113,33 @@ def test_a_migration_over_it(ends: Ends) -> None:
     assert report.outcome == "moved"
     assert destination.memory == source.memory
     assert destination.typed == b"typed"
+
+
+def test_only_a_guest_that_stands_still_is_served_first(ends: Ends) -> None:
+    """What comes while it runs is taken at a lower priority, and it is started at the usual."""
+    transport, there = ends
+    source, destination, record = FakeSource(), FakeDestination(), Record()
+    source.write(3, b"!")
+    nice: dict[str, int] = {}
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    arrival = Arrival(destination, record)
+    feed = arrival.feed
+
+    def feeding(frame: bytes | bytearray) -> list[bytes]:
+        kind = frames.decode(frame, arrival._expected).KIND
+        nice.setdefault(kind, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return feed(frame)
+
+    arrival.feed = feeding  # type: ignore[method-assign]
+    server = threading.Thread(target=serve, args=(there, arrival))
+    server.start()
+    Migration(source, transport, record, token=1).run()
+    server.join(20)
+    lower = min(19, usual + NICER)
+    assert (nice["hello"], nice["pages"], nice["state"], nice["commit"]) == (
+        *(lower, lower),
+        *(usual, usual),
+    )
 
 
 def test_a_destination_that_dies(ends: Ends) -> None:

@@ -26,17 +26,18 @@ def pick_pages(
     whole: memoryview,
     changes: memoryview,
     shadow: memoryview,
-    known: bytearray,
+    slots: bytearray,
     keep: int,
     /,
 ) -> tuple[int, bytes, bytes, bytes, int]:
     """Copy pages of `ram` that are `pending` (a bit a page, low bit first), from `first` on.
 
-    Goes on until `whole` or `changes` is full or no page is left. A page that is `known` goes to
-    `changes` as its difference (XOR) to its place in `shadow`, the others to `whole`; pages of
-    zeros go nowhere. Unless `known` is empty, what was copied is remembered in `shadow`: for pages
-    known, and for `keep` others, which become known. With a `keep` below 0 nothing is remembered,
-    and what was known of these pages is forgotten.
+    Goes on until `whole` or `changes` is full or no page is left. A page that has one of the
+    `slots` (32 bits a page: 0, or its number in `shadow` and 1) goes to `changes` as its difference
+    (XOR) to what is there, the others to `whole`; pages of zeros go nowhere. Unless `slots` is
+    empty, what was copied is remembered: for pages that have a slot, and for `keep` others, which
+    get the last ones of `shadow`. With a `keep` below 0 nothing is remembered, and what was known
+    of these pages is forgotten.
 
     Returns:
         Where to go on; the runs of the pages in `whole`, of those in `changes`, and of zero
@@ -51,6 +52,16 @@ def put_pages(ram: memoryview, runs: bytes, data: bytes, change: bool, /) -> Non
 
     Raises:
         ValueError: a run is empty, out of order or outside RAM, or `data` has not as many pages.
+    """
+
+def join(head: bytes, data: bytes | memoryview, /) -> bytes:
+    """`data` behind `head`, copied without the interpreter lock."""
+
+def populate_pages(ram: memoryview, runs: bytes, /) -> None:
+    """Have the operating system find memory for the pages of `runs`; it may refuse.
+
+    Raises:
+        ValueError: a run is empty, out of order or outside RAM.
     """
 
 class Vcpu:

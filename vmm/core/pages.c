@@ -1,9 +1,11 @@
+#define _GNU_SOURCE
 #include "pages.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "runs travel as little-endian numbers"
@@ -11,6 +13,7 @@
 
 #define PAGE_BYTES 4096u
 #define PAGE_WORDS (PAGE_BYTES / sizeof(uint64_t))
+#define POPULATE_PAGES 256u
 
 /* Runs of pages, as they travel: pairs of (first, count). */
 struct runs {
@@ -22,9 +25,10 @@ struct runs {
 struct pick {
     const uint8_t *ram, *pending;
     uint8_t *whole, *changes; /* where pages, and differences, go */
-    uint8_t *shadow, *known;  /* pages as they were sent last, and which; or NULL */
-    size_t pages, whole_room, changes_room;
-    size_t keep; /* how many more pages may be remembered */
+    uint8_t *shadow;          /* pages as they were sent last, in slots; or NULL */
+    uint32_t *slots;          /* one more than a page's slot, 0 for none; or NULL */
+    size_t pages, whole_room, changes_room, shadow_pages;
+    size_t keep; /* how many slots are free: the last ones */
     bool last;   /* remember nothing */
     struct runs whole_runs, change_runs, zero_runs;
     size_t whole_count, change_count;
@@ -64,28 +68,29 @@ static bool all_zero(const uint64_t *words)
     return true;
 }
 
-static void forget(struct pick *p, size_t page)
+/* Memory that is not there yet comes cheaper together; refused, it comes page by page. */
+static void populate(uint8_t *start, size_t bytes)
 {
-    p->known[page >> 3] &= (uint8_t) ~(1u << (page & 7));
+    (void)madvise(start, bytes, MADV_POPULATE_WRITE);
 }
 
 static void pick_page(struct pick *p, size_t page)
 {
     uint64_t copy[PAGE_WORDS];
     memcpy(copy, p->ram + page * PAGE_BYTES, PAGE_BYTES);
-    bool is_known = p->known && bit(p->known, page);
+    uint32_t slot = p->slots && p->slots[page] <= p->shadow_pages ? p->slots[page] : 0;
     if (all_zero(copy)) {
-        if (is_known)
-            forget(p, page);
+        if (slot)
+            p->slots[page] = 0;
         runs_append(&p->zero_runs, page);
         return;
     }
-    uint8_t *shadow = p->shadow ? p->shadow + page * PAGE_BYTES : NULL;
-    if (is_known) {
+    if (slot) {
+        uint8_t *shadow = p->shadow + (size_t)(slot - 1) * PAGE_BYTES;
         uint64_t sent[PAGE_WORDS];
         memcpy(sent, shadow, PAGE_BYTES);
         if (p->last)
-            forget(p, page);
+            p->slots[page] = 0;
         else
             memcpy(shadow, copy, PAGE_BYTES);
         for (size_t i = 0; i < PAGE_WORDS; i++)
@@ -96,10 +101,13 @@ static void pick_page(struct pick *p, size_t page)
     }
     memcpy(p->whole + p->whole_count++ * PAGE_BYTES, copy, PAGE_BYTES);
     runs_append(&p->whole_runs, page);
-    if (shadow && !p->last && p->keep) {
-        memcpy(shadow, copy, PAGE_BYTES);
-        p->known[page >> 3] |= (uint8_t)(1u << (page & 7));
-        p->keep--;
+    if (p->slots && !p->last && p->keep) {
+        size_t free = p->shadow_pages - p->keep--;
+        if (!(free % POPULATE_PAGES))
+            populate(p->shadow + free * PAGE_BYTES,
+                     (p->keep + 1 < POPULATE_PAGES ? p->keep + 1 : POPULATE_PAGES) * PAGE_BYTES);
+        memcpy(p->shadow + free * PAGE_BYTES, copy, PAGE_BYTES);
+        p->slots[page] = (uint32_t)free + 1;
     }
 }
 
@@ -113,7 +121,7 @@ static size_t pick(struct pick *p, size_t page)
         }
         if (bit(p->pending, page)) {
             if (p->whole_count == p->whole_room || runs_full(&p->zero_runs) ||
-                (p->known && p->change_count == p->changes_room))
+                (p->slots && p->change_count == p->changes_room))
                 return page;
             pick_page(p, page);
         }
@@ -137,20 +145,21 @@ static int make_runs(struct pick *p)
 
 static PyObject *pick_pages(PyObject *module, PyObject *args)
 {
-    Py_buffer ram, pending, whole, changes, shadow, known;
+    Py_buffer ram, pending, whole, changes, shadow, slots;
     Py_ssize_t first, keep;
     PyObject *result = NULL;
     struct pick p = {0};
     (void)module;
     if (!PyArg_ParseTuple(args, "y*y*nw*w*w*w*n", &ram, &pending, &first, &whole, &changes, &shadow,
-                          &known, &keep))
+                          &slots, &keep))
         return NULL;
     p.pages = (size_t)ram.len / PAGE_BYTES;
     size_t bits = (p.pages + 7) / 8;
-    bool deltas = known.len != 0;
+    bool deltas = slots.len != 0;
     if ((size_t)pending.len != bits || first < 0 || (size_t)first > p.pages ||
         p.pages > UINT32_MAX || whole.len < (Py_ssize_t)PAGE_BYTES ||
-        (deltas && ((size_t)known.len != bits || shadow.len != ram.len ||
+        (deltas && ((size_t)slots.len != p.pages * sizeof(uint32_t) ||
+                    keep > shadow.len / (Py_ssize_t)PAGE_BYTES ||
                     changes.len < (Py_ssize_t)PAGE_BYTES))) {
         PyErr_SetString(PyExc_ValueError, "the buffers do not fit RAM");
         goto done;
@@ -162,7 +171,8 @@ static PyObject *pick_pages(PyObject *module, PyObject *args)
     p.changes = changes.buf;
     p.changes_room = (size_t)changes.len / PAGE_BYTES;
     p.shadow = deltas ? shadow.buf : NULL;
-    p.known = deltas ? known.buf : NULL;
+    p.slots = deltas ? slots.buf : NULL;
+    p.shadow_pages = deltas ? (size_t)shadow.len / PAGE_BYTES : 0;
     p.last = keep < 0;
     p.keep = keep < 0 ? 0 : (size_t)keep;
     if (make_runs(&p)) {
@@ -187,7 +197,7 @@ done:
     PyBuffer_Release(&whole);
     PyBuffer_Release(&changes);
     PyBuffer_Release(&shadow);
-    PyBuffer_Release(&known);
+    PyBuffer_Release(&slots);
     return result;
 }
 
@@ -197,6 +207,8 @@ static void put(uint8_t *ram, const uint32_t *pairs, size_t runs, const uint8_t 
         uint8_t *to = ram + (size_t)pairs[2 * i] * PAGE_BYTES;
         size_t bytes = (size_t)pairs[2 * i + 1] * PAGE_BYTES;
         if (!change) {
+            if (bytes > PAGE_BYTES)
+                populate(to, bytes);
             memcpy(to, data, bytes);
         } else {
             for (size_t k = 0; k < bytes; k += sizeof(uint64_t)) {
@@ -211,8 +223,8 @@ static void put(uint8_t *ram, const uint32_t *pairs, size_t runs, const uint8_t 
     }
 }
 
-/* Whether the runs are in order, inside `pages`, and have `total` pages. */
-static bool runs_fit(const uint32_t *pairs, size_t runs, size_t pages, size_t total)
+/* Whether the runs are in order and inside `pages`; how many pages they have. */
+static bool runs_fit(const uint32_t *pairs, size_t runs, size_t pages, size_t *total)
 {
     uint64_t end = 0, sum = 0;
     for (size_t i = 0; i < runs; i++) {
@@ -222,7 +234,39 @@ static bool runs_fit(const uint32_t *pairs, size_t runs, size_t pages, size_t to
         end = first + count;
         sum += count;
     }
-    return sum == total;
+    *total = sum;
+    return true;
+}
+
+static PyObject *populate_pages(PyObject *module, PyObject *args)
+{
+    Py_buffer ram, runs;
+    PyObject *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "w*y*", &ram, &runs))
+        return NULL;
+    size_t count = (size_t)runs.len / 8, total;
+    uint32_t *pairs = malloc((size_t)runs.len + 1);
+    if (!pairs) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    memcpy(pairs, runs.buf, (size_t)runs.len);
+    if (runs.len % 8 || !runs_fit(pairs, count, (size_t)ram.len / PAGE_BYTES, &total)) {
+        PyErr_SetString(PyExc_ValueError, "runs out of order, or outside RAM");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    for (size_t i = 0; i < count; i++)
+        populate((uint8_t *)ram.buf + (size_t)pairs[2 * i] * PAGE_BYTES,
+                 (size_t)pairs[2 * i + 1] * PAGE_BYTES);
+    Py_END_ALLOW_THREADS;
+    result = Py_NewRef(Py_None);
+done:
+    free(pairs);
+    PyBuffer_Release(&ram);
+    PyBuffer_Release(&runs);
+    return result;
 }
 
 static PyObject *put_pages(PyObject *module, PyObject *args)
@@ -240,8 +284,9 @@ static PyObject *put_pages(PyObject *module, PyObject *args)
         goto done;
     }
     memcpy(pairs, runs.buf, (size_t)runs.len);
-    if (runs.len % 8 || data.len % PAGE_BYTES ||
-        !runs_fit(pairs, count, pages, (size_t)data.len / PAGE_BYTES)) {
+    size_t total;
+    if (runs.len % 8 || data.len % PAGE_BYTES || !runs_fit(pairs, count, pages, &total) ||
+        total != (size_t)data.len / PAGE_BYTES) {
         PyErr_SetString(PyExc_ValueError, "runs out of order, outside RAM, or of other data");
         goto done;
     }
@@ -257,9 +302,30 @@ done:
     return result;
 }
 
+static PyObject *join(PyObject *module, PyObject *args)
+{
+    Py_buffer head, data;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*", &head, &data))
+        return NULL;
+    PyObject *result = PyBytes_FromStringAndSize(NULL, head.len + data.len);
+    char *to = result ? PyBytes_AsString(result) : NULL;
+    if (to) {
+        Py_BEGIN_ALLOW_THREADS;
+        memcpy(to, head.buf, (size_t)head.len);
+        memcpy(to + head.len, data.buf, (size_t)data.len);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&head);
+    PyBuffer_Release(&data);
+    return result;
+}
+
 static PyMethodDef functions[] = {
+    {"join", join, METH_VARARGS, NULL},
     {"pick_pages", pick_pages, METH_VARARGS, NULL},
     {"put_pages", put_pages, METH_VARARGS, NULL},
+    {"populate_pages", populate_pages, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
