@@ -42,3 +42,5 @@ class MachineSpec:
     boot: BootSource
     cpus: int = 1
     name: str = "vm"
+    direct: bool = True
+    """Execute user code on the processor itself where the host lets that be done."""

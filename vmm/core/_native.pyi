@@ -183,3 +183,17 @@ class Vcpu:
 
     def clear_census(self) -> None:
         """Count from zero."""
+
+    def start_direct(self, ram_fd: int, tsc_hz: int, /) -> str | None:
+        """Execute user code directly where that is faster; or why this cannot be.
+
+        Args:
+            ram_fd: the memfd behind RAM, from offset 0.
+            tsc_hz: ticks a second of the host's TSC.
+        """
+
+    def choose_at_random(self, seed: int, /) -> None:
+        """Let a coin choose between the worlds, to test the switch; 0 lets the figures choose."""
+
+    def direct_counts(self) -> tuple[int, int, int, int] | None:
+        """Native ns, switching ns, stays in user code and traps out of it. Any thread."""

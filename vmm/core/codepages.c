@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "direct.h"
 #include "vcpu.h"
 
 #define PAGE_SHIFT 12
@@ -14,9 +15,15 @@ typedef bool tlb_fill_fn(void *cpu, uint64_t address, int size, int access, int 
 
 static tlb_fill_fn *original_fill;
 
-static bool is_code(const struct rv_vcpu *v, uint64_t page)
+static bool has_code(const struct rv_vcpu *v, uint64_t page)
 {
     return v->code_pages[page >> 3] >> (page & 7) & 1;
+}
+
+/* Whether each store to the page must be looked at. */
+static bool is_slow(const struct rv_vcpu *v, uint64_t page)
+{
+    return has_code(v, page) || rv_watched(&v->watch, page);
 }
 
 static void set_code(struct rv_vcpu *v, uint64_t page, bool code)
@@ -50,15 +57,15 @@ static bool fill(void *cpu, uint64_t address, int size, int access, int mode, bo
     struct rv_uc_tlb_entry *e = &fast->table[index];
     int64_t page = written_page(v, e);
     if (page >= 0)
-        e->addr_code = is_code(v, (uint64_t)page) ? HAS_CODE : NEVER_CODE;
+        e->addr_code = is_slow(v, (uint64_t)page) ? HAS_CODE : NEVER_CODE;
     return ok;
 }
 
-static void correct(struct rv_vcpu *v, struct rv_uc_tlb_entry *e, uint64_t page, bool code)
+static void correct(struct rv_vcpu *v, struct rv_uc_tlb_entry *e, uint64_t page, bool slow)
 {
     if (written_page(v, e) != (int64_t)page)
         return;
-    if (code) {
+    if (slow) {
         e->addr_write |= TLB_NOTDIRTY;
         if (e->addr_code == NEVER_CODE)
             e->addr_code = HAS_CODE;
@@ -67,18 +74,18 @@ static void correct(struct rv_vcpu *v, struct rv_uc_tlb_entry *e, uint64_t page,
     }
 }
 
-static void correct_all(struct rv_vcpu *v, uint64_t page, bool code)
+static void correct_all(struct rv_vcpu *v, uint64_t page, bool slow)
 {
     char *tlb = (char *)v->env + ENV_TLB;
     for (int mode = 0; mode < TLB_MODES; mode++) {
         struct rv_uc_tlb_fast *fast = (struct rv_uc_tlb_fast *)(tlb + TLB_FAST) + mode;
         uint64_t entries = fast->mask / sizeof(struct rv_uc_tlb_entry) + 1;
         for (uint64_t i = 0; i < entries; i++)
-            correct(v, &fast->table[i], page, code);
+            correct(v, &fast->table[i], page, slow);
         struct rv_uc_tlb_entry *victims =
             (void *)(tlb + TLB_DESC + mode * TLB_DESC_BYTES + TLB_DESC_VICTIMS);
         for (int i = 0; i < TLB_VICTIMS; i++)
-            correct(v, &victims[i], page, code);
+            correct(v, &victims[i], page, slow);
     }
 }
 
@@ -88,13 +95,32 @@ static void mark(struct rv_vcpu *v, uint64_t ram_addr, bool code)
         const struct rv_region *r = &v->regions[i];
         if (ram_addr - r->ram_addr < r->bytes) {
             uint64_t page = (r->offset + ram_addr - r->ram_addr) >> PAGE_SHIFT;
-            if (is_code(v, page) != code) {
+            if (has_code(v, page) != code) {
                 set_code(v, page, code);
-                correct_all(v, page, code);
+                correct_all(v, page, is_slow(v, page));
+                if (code)
+                    rv_direct_close(v, page);
             }
             return;
         }
     }
+}
+
+bool rv_codepages_has_code(const struct rv_vcpu *v, uint64_t page)
+{
+    return has_code(v, page);
+}
+
+void rv_codepages_follow(struct rv_vcpu *v, uint64_t page)
+{
+    if (!has_code(v, page))
+        correct_all(v, page, true);
+}
+
+void rv_codepages_leave(struct rv_vcpu *v, uint64_t page)
+{
+    if (!has_code(v, page))
+        correct_all(v, page, false);
 }
 
 void rv_protect_code(void *uc, uint64_t ram_addr)
@@ -119,6 +145,7 @@ void rv_reset_dirty_by_vaddr(void *cpu, uint64_t start, uint64_t length)
 
 void rv_codepages_invalidate(struct rv_vcpu *v, uint64_t offset, uint64_t count)
 {
+    struct rv_vcpu *before = rv_current;
     rv_current = v;
     for (int i = 0; i < v->region_count; i++) {
         const struct rv_region *r = &v->regions[i];
@@ -128,7 +155,7 @@ void rv_codepages_invalidate(struct rv_vcpu *v, uint64_t offset, uint64_t count)
             rv_engine.tb_invalidate(v->uc, r->ram_addr + start - r->offset,
                                     r->ram_addr + end - r->offset);
     }
-    rv_current = NULL;
+    rv_current = before;
 }
 
 int rv_codepages_attach(struct rv_vcpu *v)

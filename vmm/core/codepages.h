@@ -25,6 +25,13 @@ void rv_codepages_detach(struct rv_vcpu *v);
  * The vCPU is not running. */
 void rv_codepages_invalidate(struct rv_vcpu *v, uint64_t offset, uint64_t count);
 
+/* Whether code was translated from a page of RAM. */
+bool rv_codepages_has_code(const struct rv_vcpu *v, uint64_t page);
+
+/* Have each store to a page looked at, code or no code; and not any more (see watch.h). */
+void rv_codepages_follow(struct rv_vcpu *v, uint64_t page);
+void rv_codepages_leave(struct rv_vcpu *v, uint64_t page);
+
 /* Interposed (see engine.h): the first block of a page was translated; the last one dropped. */
 void rv_protect_code(void *uc, uint64_t ram_addr);
 void rv_unprotect_code(void *uc, uint64_t ram_addr);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "direct.h"
 #include "flags.h"
 #include "vcpu.h"
 
@@ -188,6 +189,7 @@ int rv_cpu_load(struct rv_vcpu *v, const struct rv_cpu_state *s, char *why, size
         return -1;
     }
     uint64_t *cr = &FIELD(ENV_CR, uint64_t);
+    rv_direct_forget(v);
     rv_engine.cpu_reset(v->cpu);
     memcpy((char *)v->env + ENV_REGS, s->gpr, sizeof(s->gpr));
     FIELD(ENV_EIP, uint64_t) = s->rip;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "direct.h"
 #include "vcpu.h"
 
 #define PAGE_SHIFT 12
@@ -20,6 +21,7 @@ int rv_dirtylog_start(struct rv_vcpu *v)
     if (!v->dirty_pages)
         return -1;
     rv_engine.tlb_flush(v->cpu);
+    rv_direct_close_all(v);
     return 0;
 }
 
@@ -34,6 +36,7 @@ void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap)
     memcpy(bitmap, v->dirty_pages, rv_dirtylog_bytes(v));
     memset(v->dirty_pages, 0, rv_dirtylog_bytes(v));
     rv_engine.tlb_flush(v->cpu);
+    rv_direct_close_all(v);
 }
 
 void rv_dirtylog_mark(struct rv_vcpu *v, uint64_t offset, uint64_t count)
@@ -45,13 +48,19 @@ void rv_dirtylog_mark(struct rv_vcpu *v, uint64_t offset, uint64_t count)
         v->dirty_pages[page >> 3] |= (uint8_t)(1u << (page & 7));
 }
 
+static void stored(struct rv_vcpu *v, uint64_t offset, uint64_t bytes)
+{
+    rv_dirtylog_mark(v, offset, bytes);
+    rv_watch_wrote(v, offset);
+}
+
 void rv_slow_store(void *uc, void *pages, uint64_t ram_addr, int bytes, uintptr_t retaddr)
 {
     struct rv_vcpu *v = rv_current;
-    for (int i = 0; v && v->dirty_pages && i < v->region_count; i++) {
+    for (int i = 0; v && i < v->region_count; i++) {
         const struct rv_region *r = &v->regions[i];
         if (ram_addr - r->ram_addr < r->bytes) {
-            rv_dirtylog_mark(v, r->offset + ram_addr - r->ram_addr, (uint64_t)bytes);
+            stored(v, r->offset + ram_addr - r->ram_addr, (uint64_t)bytes);
             break;
         }
     }
@@ -61,10 +70,10 @@ void rv_slow_store(void *uc, void *pages, uint64_t ram_addr, int bytes, uintptr_
 void rv_store_entry(void *cpu, uint64_t gpa, uint32_t value)
 {
     struct rv_vcpu *v = rv_current;
-    for (int i = 0; v && v->dirty_pages && i < v->region_count; i++) {
+    for (int i = 0; v && i < v->region_count; i++) {
         const struct rv_region *r = &v->regions[i];
         if (gpa - r->gpa < r->bytes) {
-            rv_dirtylog_mark(v, r->offset + gpa - r->gpa, sizeof(value));
+            stored(v, r->offset + gpa - r->gpa, sizeof(value));
             break;
         }
     }

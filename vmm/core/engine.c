@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "codepages.h"
+#include "direct.h"
 #include "dirtylog.h"
 #include "portio.h"
 #include "proof.h"
@@ -18,13 +19,15 @@
 struct rv_engine rv_engine;
 static int loaded;
 
-/* The linkage-table slot through which the library calls its own function `name`. */
-static void **linkage_slot(const struct link_map *map, const char *name)
+/* Where the library keeps the address of its function `name`: the slots of its linkage table, and
+ * of the tables that translated code is made from. At most `room`; how many. */
+static int address_slots(const struct link_map *map, const char *name, void **slots[], int room)
 {
     const ElfW(Sym) *symbols = NULL;
     const char *strings = NULL;
-    const ElfW(Rela) *relocations = NULL;
-    size_t bytes = 0;
+    const ElfW(Rela) *lists[2] = {NULL, NULL};
+    size_t bytes[2] = {0, 0};
+    int found = 0;
 
     for (const ElfW(Dyn) *d = map->l_ld; d->d_tag != DT_NULL; d++) {
         switch (d->d_tag) {
@@ -35,24 +38,32 @@ static void **linkage_slot(const struct link_map *map, const char *name)
             strings = (const void *)d->d_un.d_ptr;
             break;
         case DT_JMPREL:
-            relocations = (const void *)d->d_un.d_ptr;
+            lists[0] = (const void *)d->d_un.d_ptr;
             break;
         case DT_PLTRELSZ:
-            bytes = d->d_un.d_val;
+            bytes[0] = d->d_un.d_val;
+            break;
+        case DT_RELA:
+            lists[1] = (const void *)d->d_un.d_ptr;
+            break;
+        case DT_RELASZ:
+            bytes[1] = d->d_un.d_val;
             break;
         default:
             break;
         }
     }
-    if (!symbols || !strings || !relocations)
-        return NULL;
-    for (size_t i = 0; i < bytes / sizeof(*relocations); i++) {
-        const ElfW(Rela) *r = &relocations[i];
-        if (ELF64_R_TYPE(r->r_info) == R_X86_64_JUMP_SLOT &&
-            strcmp(strings + symbols[ELF64_R_SYM(r->r_info)].st_name, name) == 0)
-            return (void **)(map->l_addr + r->r_offset);
+    if (!symbols || !strings)
+        return 0;
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; lists[k] && i < bytes[k] / sizeof(ElfW(Rela)); i++) {
+            const ElfW(Rela) *r = &lists[k][i];
+            uint64_t symbol = ELF64_R_SYM(r->r_info);
+            if (symbol && strcmp(strings + symbols[symbol].st_name, name) == 0 && found < room)
+                slots[found++] = (void **)(map->l_addr + r->r_offset);
+        }
     }
-    return NULL;
+    return found;
 }
 
 static int make_writable(void *slot)
@@ -65,12 +76,16 @@ static int make_writable(void *slot)
 static int interpose(void *library, const struct link_map *map, const char *name, void *ours,
                      void **original)
 {
-    void **slot = linkage_slot(map, name);
-    void *theirs = dlsym(library, name);
-    if (!slot || !theirs || make_writable(slot))
+    void **slots[4], *theirs = dlsym(library, name);
+    int count = address_slots(map, name, slots, 4);
+    if (!count || !theirs)
         return -1;
+    for (int i = 0; i < count; i++) {
+        if (make_writable(slots[i]))
+            return -1;
+        *slots[i] = ours;
+    }
     *original = theirs;
-    *slot = ours;
     return 0;
 }
 

@@ -4,7 +4,9 @@
  * Unicorn hands every exception to a hook and delivers none; the engine underneath still knows
  * how (Intel SDM 3A 6: gates, privilege changes, IST, error codes), so the hooks call it.
  */
-#include "codepages.h"
+#include "exceptions.h"
+
+#include "direct.h"
 #include "flags.h"
 #include "vcpu.h"
 
@@ -15,6 +17,7 @@
 #define VECTOR_NP 11
 #define VECTOR_GP 13
 #define ERROR_IDT 2u
+#define EFER_SCE 1u
 #define OPCODE_INT3 0xccu
 #define OPCODE_INTO 0xceu
 #define MAX_INSTRUCTION_BYTES 15
@@ -46,12 +49,19 @@ static void step_back(struct rv_vcpu *v, uint32_t vector)
     *rip -= short_form ? 1 : 2;
 }
 
+static inline void leave_ring3(struct rv_vcpu *v)
+{
+    if (v->direct)
+        rv_direct_ring0(v);
+}
+
 static void on_exception(uc_engine *uc, uint32_t vector, void *opaque)
 {
     struct rv_vcpu *v = opaque;
     (void)uc;
     if (RV_AT(v->env, ENV_EXCEPTION_IS_INT, int32_t))
         step_back(v, vector);
+    leave_ring3(v);
     rv_census_count(&v->census, RV_EXCEPTION, vector, rv_linear_rip(v));
     if (vector == VECTOR_NP || vector == VECTOR_GP)
         correct_error_code(v);
@@ -64,6 +74,7 @@ static void deliver(struct rv_vcpu *v, int vector, uint32_t error, bool soft)
     RV_AT(v->env, ENV_ERROR_CODE, uint32_t) = error;
     RV_AT(v->env, ENV_EXCEPTION_IS_INT, int32_t) = soft;
     RV_AT(v->env, ENV_EXCEPTION_NEXT_EIP, uint64_t) = RV_AT(v->env, ENV_EIP, uint64_t);
+    leave_ring3(v);
     rv_engine.do_interrupt(v->cpu);
 }
 
@@ -88,59 +99,94 @@ static uint64_t instruction_bytes(struct rv_vcpu *v, uint32_t last)
     return 2;
 }
 
-/* SYSCALL (AMD64 APM 3; Intel SDM 2B). As on AMD it also works outside 64-bit code. */
-static void on_syscall(uc_engine *uc, void *opaque)
+typedef void write_rflags_fn(void *env, uint64_t rflags);
+
+/* SYSCALL (AMD64 APM 3; Intel SDM 2B) with the next instruction at `next_rip`. As on AMD it also
+ * works outside 64-bit code. */
+static void enter_by_syscall(struct rv_vcpu *v, uint64_t next_rip, write_rflags_fn *write_rflags)
 {
-    struct rv_vcpu *v = opaque;
     void *env = v->env;
-    (void)uc;
-    uint64_t rip = RV_AT(env, ENV_EIP, uint64_t);
-    if (!(RV_AT(env, ENV_EFER, uint64_t) & 1))
-        rv_engine.raise_exception(env, VECTOR_UD, 0);
-    uint64_t bytes = instruction_bytes(v, 0x05);
     uint64_t star = RV_AT(env, ENV_STAR, uint64_t);
     uint32_t selector = star >> 32 & 0xffff;
     uint64_t rflags = rv_read_rflags(env) & ~(uint64_t)RFLAGS_RF;
     bool long_mode = RV_AT(env, ENV_HFLAGS, uint32_t) & HF_LMA;
     bool code64 = RV_AT(env, ENV_HFLAGS, uint32_t) & HF_CS64;
-    uint64_t target;
 
+    leave_ring3(v);
     rv_census_count(&v->census, RV_SYSCALL, 0, rv_linear_rip(v));
     if (long_mode) {
-        *gpr(v, RCX) = rip + bytes;
+        *gpr(v, RCX) = next_rip;
         *gpr(v, R11) = rflags;
-        rv_write_rflags(env, rflags & ~RV_AT(env, ENV_FMASK, uint64_t));
-        target = RV_AT(env, code64 ? ENV_LSTAR : ENV_CSTAR, uint64_t);
+        write_rflags(env, rflags & ~RV_AT(env, ENV_FMASK, uint64_t));
+        RV_AT(env, ENV_EIP, uint64_t) = RV_AT(env, code64 ? ENV_LSTAR : ENV_CSTAR, uint64_t);
     } else {
-        *gpr(v, RCX) = (uint32_t)(rip + bytes);
-        rv_write_rflags(env, rflags & ~(uint64_t)(RFLAGS_IF | RFLAGS_VM));
-        target = (uint32_t)star;
+        *gpr(v, RCX) = (uint32_t)next_rip;
+        write_rflags(env, rflags & ~(uint64_t)(RFLAGS_IF | RFLAGS_VM));
+        RV_AT(env, ENV_EIP, uint64_t) = (uint32_t)star;
     }
     rv_load_flat(env, SEG_CS, selector & 0xfffc, DESC_CODE | (long_mode ? DESC_L : DESC_B));
     rv_load_flat(env, SEG_SS, (selector + 8) & 0xfffc, DESC_B);
     rv_update_hflags(env);
-    RV_AT(env, ENV_EIP, uint64_t) = target - bytes;
 }
 
-/* SYSENTER (Intel SDM 2B). */
-static void on_sysenter(uc_engine *uc, void *opaque)
+static void on_syscall(uc_engine *uc, void *opaque)
 {
     struct rv_vcpu *v = opaque;
     void *env = v->env;
     (void)uc;
+    if (!(RV_AT(env, ENV_EFER, uint64_t) & EFER_SCE))
+        rv_engine.raise_exception(env, VECTOR_UD, 0);
+    uint64_t bytes = instruction_bytes(v, 0x05);
+    enter_by_syscall(v, RV_AT(env, ENV_EIP, uint64_t) + bytes, rv_write_rflags);
+    RV_AT(env, ENV_EIP, uint64_t) -= bytes;
+}
+
+void rv_syscall_at_rest(struct rv_vcpu *v)
+{
+    uint64_t *rip = &RV_AT(v->env, ENV_EIP, uint64_t);
+    if (RV_AT(v->env, ENV_EFER, uint64_t) & EFER_SCE)
+        enter_by_syscall(v, *rip, rv_write_rflags_at_rest);
+    else
+        *rip -= 2; /* the engine raises #UD there */
+}
+
+/* SYSENTER (Intel SDM 2B). */
+static void enter_by_sysenter(struct rv_vcpu *v, write_rflags_fn *write_rflags)
+{
+    void *env = v->env;
     uint32_t selector = RV_AT(env, ENV_SYSENTER_CS, uint32_t) & 0xfffc;
-    if (!selector)
-        rv_engine.raise_exception(env, VECTOR_GP, 0);
-    uint64_t bytes = instruction_bytes(v, 0x34);
     bool long_mode = RV_AT(env, ENV_HFLAGS, uint32_t) & HF_LMA;
 
+    leave_ring3(v);
     rv_census_count(&v->census, RV_SYSENTER, 0, rv_linear_rip(v));
-    rv_write_rflags(env, rv_read_rflags(env) & ~(uint64_t)(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF));
+    write_rflags(env, rv_read_rflags(env) & ~(uint64_t)(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF));
     rv_load_flat(env, SEG_CS, selector, DESC_CODE | (long_mode ? DESC_L : DESC_B));
     rv_load_flat(env, SEG_SS, selector + 8, DESC_B);
     rv_update_hflags(env);
     *gpr(v, RSP) = RV_AT(env, ENV_SYSENTER_ESP, uint64_t);
-    RV_AT(env, ENV_EIP, uint64_t) = RV_AT(env, ENV_SYSENTER_EIP, uint64_t) - bytes;
+    RV_AT(env, ENV_EIP, uint64_t) = RV_AT(env, ENV_SYSENTER_EIP, uint64_t);
+}
+
+static void on_sysenter(uc_engine *uc, void *opaque)
+{
+    struct rv_vcpu *v = opaque;
+    (void)uc;
+    if (!(RV_AT(v->env, ENV_SYSENTER_CS, uint32_t) & 0xfffc))
+        rv_engine.raise_exception(v->env, VECTOR_GP, 0);
+    uint64_t bytes = instruction_bytes(v, 0x34);
+    enter_by_sysenter(v, rv_write_rflags);
+    RV_AT(v->env, ENV_EIP, uint64_t) -= bytes;
+}
+
+void rv_sysenter_at_rest(struct rv_vcpu *v)
+{
+    if (RV_AT(v->env, ENV_SYSENTER_CS, uint32_t) & 0xfffc) {
+        enter_by_sysenter(v, rv_write_rflags_at_rest);
+    } else {
+        v->pending_vector = VECTOR_GP;
+        v->pending_error = 0;
+        v->pending_soft = false;
+    }
 }
 
 static void clear_request(struct rv_vcpu *v)
@@ -175,12 +221,16 @@ static bool exec_interrupt(void *cpu, int request)
     if (__atomic_load_n(&v->nmi, __ATOMIC_SEQ_CST) && !shadow && !(*hflags2 & HF2_NMI)) {
         __atomic_store_n(&v->nmi, 0, __ATOMIC_SEQ_CST);
         *hflags2 |= HF2_NMI;
+        leave_ring3(v);
         rv_census_count(&v->census, RV_INTERRUPT, VECTOR_NMI, rv_linear_rip(v));
         rv_engine.do_hardirq(v->env, VECTOR_NMI, 1);
         return true;
     }
     if (!__atomic_load_n(&v->intr, __ATOMIC_SEQ_CST)) {
-        clear_request(v);
+        if (v->direct && v->direct->go)
+            rv_engine.uc_emu_stop(v->uc);
+        else
+            clear_request(v);
         return false;
     }
     if (shadow || !(RV_AT(v->env, ENV_EFLAGS, uint64_t) & RFLAGS_IF))
@@ -188,6 +238,7 @@ static bool exec_interrupt(void *cpu, int request)
     int vector = v->board.acknowledge(v->board.opaque);
     if (vector < 0)
         return false;
+    leave_ring3(v);
     rv_census_count(&v->census, RV_INTERRUPT, (uint64_t)vector, rv_linear_rip(v));
     rv_engine.do_hardirq(v->env, vector, 1);
     return true;

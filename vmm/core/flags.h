@@ -10,8 +10,12 @@
 #define RFLAGS_IF 0x200u
 #define RFLAGS_DF 0x400u
 #define RFLAGS_IOPL_SHIFT 12
+#define RFLAGS_IOPL 0x3000u
+#define RFLAGS_NT 0x4000u
 #define RFLAGS_RF 0x10000u
 #define RFLAGS_VM 0x20000u
+#define RFLAGS_AC 0x40000u
+#define RFLAGS_ID 0x200000u
 #define RFLAGS_WRITABLE 0x3f7fd7u
 
 /* Descriptor attributes as SegmentCache.flags has them */

@@ -136,16 +136,17 @@ static int prove_fpu(struct probe *p)
 {
     uint8_t xmm[16], real[10];
     uint32_t mxcsr = 0x1fa0;
-    uint16_t status = 5u << 11 | 0x41;
+    uint16_t status = 5u << 11 | 0x41, control = 0x27f;
     memset(xmm, 0x5a, sizeof(xmm));
     memset(real, 0xa5, sizeof(real));
     rv_engine.uc_reg_write(p->uc, UC_X86_REG_XMM3, xmm);
     rv_engine.uc_reg_write(p->uc, UC_X86_REG_MXCSR, &mxcsr);
     rv_engine.uc_reg_write(p->uc, UC_X86_REG_FP4, real);
     rv_engine.uc_reg_write(p->uc, UC_X86_REG_FPSW, &status);
+    rv_engine.uc_reg_write(p->uc, UC_X86_REG_FPCW, &control);
     if (memcmp((char *)p->env + ENV_XMM + 3 * ENV_XMM_BYTES, xmm, sizeof(xmm)) ||
         memcmp((char *)p->env + ENV_FPREGS + 4 * ENV_FPREG_BYTES, real, sizeof(real)) ||
-        RV_AT(p->env, ENV_MXCSR, uint32_t) != mxcsr ||
+        RV_AT(p->env, ENV_MXCSR, uint32_t) != mxcsr || RV_AT(p->env, ENV_FPUC, uint16_t) != control ||
         RV_AT(p->env, ENV_FPSTT, uint32_t) != 5)
         return fail(p, "the floating-point registers");
     return 0;

@@ -62,6 +62,7 @@
 #define ENV_EFER 592
 #define ENV_FPSTT 604
 #define ENV_FPUS 608
+#define ENV_FPUC 610
 #define ENV_FPTAGS 612 /* uint8_t[8], 1 = empty */
 #define ENV_FPREGS 624 /* 16 bytes each, physical order */
 #define ENV_FPOP 752
@@ -178,8 +179,8 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
     RV_PRIVATE(update_mxcsr, "update_mxcsr_status_x86_64", void, (void *env))                      \
     RV_PRIVATE(fldcw, "helper_fldcw_x86_64", void, (void *env, uint32_t value))
 
-/* Functions of the library that call each other through its linkage table, where the core
- * stands in between: RV_INTERPOSED(member, symbol, result, arguments) */
+/* Functions of the library that it reaches through its linkage table, or whose addresses it hands
+ * to translated code, where the core stands in between: RV_INTERPOSED(member, symbol, result, arguments) */
 #define RV_INTERPOSED_SYMBOLS(RV_INTERPOSED)                                                       \
     RV_INTERPOSED(protect_code, "tlb_protect_code_x86_64", void, (void *uc, uint64_t ram_addr))    \
     RV_INTERPOSED(unprotect_code, "tlb_unprotect_code_x86_64", void, (void *uc, uint64_t ram_addr)) \
@@ -199,6 +200,9 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
                   (void *uc, uint32_t port, uint16_t value, uintptr_t retaddr))                    \
     RV_INTERPOSED(out_32, "cpu_outl_x86_64", void,                                                 \
                   (void *uc, uint32_t port, uint32_t value, uintptr_t retaddr))                    \
+    RV_INTERPOSED(sysret, "helper_sysret_x86_64", void, (void *env, int dflag))                    \
+    RV_INTERPOSED(sysexit, "helper_sysexit_x86_64", void, (void *env, int dflag))                  \
+    RV_INTERPOSED(iret, "helper_iret_protected_x86_64", void, (void *env, int shift, int next))    \
     RV_INTERPOSED(cpu_abort, "cpu_abort_x86_64", void, (void *cpu, const char *format, ...))       \
     RV_INTERPOSED(process_abort, "abort", void, (void))                                            \
     RV_INTERPOSED(process_exit, "exit", void, (int status))                                        \

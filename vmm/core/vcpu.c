@@ -12,6 +12,7 @@
 #include <x86intrin.h>
 
 #include "codepages.h"
+#include "direct.h"
 #include "dirtylog.h"
 #include "flags.h"
 
@@ -108,6 +109,7 @@ struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_re
     v->deadline_ns = v->linger_ns = v->alarm_until_ns = RV_NO_DEADLINE;
     v->pending_vector = RV_NO_VECTOR;
     pthread_mutex_init(&v->lock, NULL);
+    pthread_mutex_init(&v->runner_lock, NULL);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -129,6 +131,7 @@ struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_re
 void rv_vcpu_free(struct rv_vcpu *v)
 {
     rv_alarm_stop(v);
+    rv_direct_stop(v);
     if (v->uc)
         rv_engine.uc_close(v->uc);
     rv_codepages_detach(v);
@@ -136,6 +139,7 @@ void rv_vcpu_free(struct rv_vcpu *v)
     rv_census_free(&v->census);
     pthread_cond_destroy(&v->wake);
     pthread_mutex_destroy(&v->lock);
+    pthread_mutex_destroy(&v->runner_lock);
     free(v->cpuid);
     free(v);
 }
@@ -148,6 +152,7 @@ static void flush_code(struct rv_vcpu *v)
 
 void rv_vcpu_reset(struct rv_vcpu *v)
 {
+    rv_direct_forget(v);
     rv_engine.cpu_reset(v->cpu);
     /* The engine starts user-mode programs too, with these on; a processor does not. */
     rv_engine.update_cr4(v->env, 0);
@@ -203,6 +208,7 @@ void rv_vcpu_ask(struct rv_vcpu *v)
                       __ATOMIC_SEQ_CST);
     uint16_t *decrementer = RV_AT(v->cpu, CPU_ICOUNT_DECR, uint16_t *);
     __atomic_store_n(decrementer + 1, 0xffff, __ATOMIC_SEQ_CST);
+    rv_direct_interrupt(v);
 }
 
 static void wake_up(struct rv_vcpu *v)
@@ -326,10 +332,18 @@ static enum rv_exit stopped(struct rv_vcpu *v)
     return deadline_passed(v) ? RV_EXIT_DEADLINE : 0;
 }
 
-static enum rv_exit translate_and_run(struct rv_vcpu *v)
+/* In the engine and, where user code runs directly, out of it and back. */
+static enum rv_exit run_guest(struct rv_vcpu *v)
 {
+    uc_err err;
     set_running(v, true);
-    uc_err err = rv_engine.uc_emu_start(v->uc, RV_AT(v->env, ENV_EIP, uint64_t), 0, 0, 0);
+    for (;;) {
+        rv_vcpu_ask(v);
+        err = rv_engine.uc_emu_start(v->uc, RV_AT(v->env, ENV_EIP, uint64_t), 0, 0, 0);
+        if (err || v->triple_fault || v->gave_up || !v->direct || !v->direct->go)
+            break;
+        rv_direct_run(v);
+    }
     set_running(v, false);
     v->board.left(v->board.opaque);
     if (v->triple_fault)
@@ -357,8 +371,7 @@ enum rv_exit rv_vcpu_run(struct rv_vcpu *v)
                 break;
             v->halted = false;
         }
-        rv_vcpu_ask(v);
-        exit = translate_and_run(v);
+        exit = run_guest(v);
         if (!exit)
             exit = stopped(v);
     }

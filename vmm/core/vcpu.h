@@ -8,6 +8,7 @@
 
 #include "census.h"
 #include "engine.h"
+#include "watch.h"
 
 #define RV_MAX_REGIONS 8
 #define RV_NO_DEADLINE INT64_MAX
@@ -58,6 +59,8 @@ struct rv_vcpu {
     int region_count;
     uint8_t *code_pages; /* a bit a page of RAM: holds translated code */
     uint8_t *dirty_pages; /* the same: written since the last harvest; NULL while the log is off */
+    struct rv_watch watch;
+    struct rv_direct *direct; /* NULL: all is translated */
     struct rv_board board;
     struct rv_cpuid_entry *cpuid;
     int cpuid_count;
@@ -82,6 +85,7 @@ struct rv_vcpu {
     bool tsc_runs;
     char why[160];
 
+    pthread_mutex_t runner_lock; /* held to signal the stub, or to leave it */
     pthread_mutex_t lock;
     pthread_cond_t wake; /* a halted vCPU waits here */
     pthread_t alarm;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -118,6 +119,23 @@ def decode(data: bytes) -> CpuState:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class DirectCounts:
+    """What direct execution did.
+
+    Attributes:
+        native_s: the guest's user code on the processor itself.
+        switching_s: going there and back, and keeping its memory as the guest has it.
+        stays: how often user code was run natively from its entry to its leave.
+        traps: what stopped it, page faults that the guest never saw included.
+    """
+
+    native_s: float = 0.0
+    switching_s: float = 0.0
+    stays: int = 0
+    traps: int = 0
+
+
 class Vcpu:
     """One x86-64 vCPU over a machine's RAM, in its reset state. See _native.pyi for threads."""
 
@@ -216,6 +234,37 @@ class Vcpu:
     def clear_census(self) -> None:
         """Count exits from zero."""
         self._core.clear_census()
+
+    def start_direct(self, ram_fd: int, tsc_hz: int) -> str | None:
+        """Execute the guest's user code on the processor itself where that is faster.
+
+        Args:
+            ram_fd: the memfd behind RAM, from offset 0.
+            tsc_hz: ticks a second of the host's TSC.
+
+        Returns:
+            None, or why it cannot be had on this host: the guest is translated then.
+
+        Raises:
+            EngineError: the vCPU is running or closed.
+        """
+        return self._core.start_direct(ram_fd, tsc_hz)
+
+    def choose_at_random(self, *, on: bool) -> None:
+        """Let a coin choose the world of each stay in user code: a test of the switch."""
+        self._core.choose_at_random(int(on))
+
+    def direct_counts(self) -> DirectCounts:
+        """What direct execution has done since power-on; zeros where it is off. Any thread.
+
+        Raises:
+            EngineError: the vCPU is closed.
+        """
+        counts = self._core.direct_counts()
+        if counts is None:
+            return DirectCounts()
+        native_ns, switching_ns, stays, traps = counts
+        return DirectCounts(native_ns / 1e9, switching_ns / 1e9, stays, traps)
 
     def close(self) -> None:
         """Give the engine and its code buffer back. Harmless twice."""

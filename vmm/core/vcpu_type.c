@@ -351,6 +351,9 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(census, METH_NOARGS),
     METHOD(exit_counts, METH_NOARGS),
     METHOD(clear_census, METH_NOARGS),
+    METHOD(start_direct, METH_VARARGS),
+    METHOD(choose_at_random, METH_O),
+    METHOD(direct_counts, METH_NOARGS),
     {NULL, NULL, 0, NULL},
 };
 

@@ -31,6 +31,9 @@ PyObject *vcpu_stop_dirty_log(Vcpu *self, PyObject *unused);
 PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *unused);
 PyObject *vcpu_census(Vcpu *self, PyObject *unused);
 PyObject *vcpu_exit_counts(Vcpu *self, PyObject *unused);
+PyObject *vcpu_start_direct(Vcpu *self, PyObject *args);
+PyObject *vcpu_choose_at_random(Vcpu *self, PyObject *seed);
+PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused);
 PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused);
 
 #endif

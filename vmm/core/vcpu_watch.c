@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "codepages.h"
+#include "direct.h"
 #include "dirtylog.h"
 #include "vcpu_type.h"
 
@@ -17,6 +18,8 @@ PyObject *vcpu_host_wrote(Vcpu *self, PyObject *args)
     }
     rv_codepages_invalidate(v, offset, count);
     rv_dirtylog_mark(v, offset, count);
+    for (uint64_t at = offset & ~(uint64_t)0xfff; v->direct && at < offset + count; at += 0x1000)
+        rv_watch_wrote(v, at);
     Py_RETURN_NONE;
 }
 
@@ -130,6 +133,51 @@ PyObject *vcpu_exit_counts(Vcpu *self, PyObject *unused)
             Py_CLEAR(counts);
     }
     return counts;
+}
+
+/* start_direct(ram_fd, tsc_hz): None, or why not. */
+PyObject *vcpu_start_direct(Vcpu *self, PyObject *args)
+{
+    int ram_fd;
+    unsigned long long tsc_hz;
+    char why[160] = "";
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    if (!v || !PyArg_ParseTuple(args, "iK", &ram_fd, &tsc_hz))
+        return NULL;
+    if (v->direct || !rv_direct_start(v, ram_fd, tsc_hz, why, sizeof(why)))
+        Py_RETURN_NONE;
+    return PyUnicode_FromString(why);
+}
+
+/* choose_at_random(seed): the world by a coin, for tests; 0 ends that. */
+PyObject *vcpu_choose_at_random(Vcpu *self, PyObject *seed)
+{
+    struct rv_vcpu *v = rv_idle_vcpu(self);
+    unsigned long value = v ? PyLong_AsUnsignedLong(seed) : 0;
+    if (!v || PyErr_Occurred())
+        return NULL;
+    if (v->direct)
+        v->direct->coin = (uint32_t)value;
+    Py_RETURN_NONE;
+}
+
+/* (native ns, switching ns, stays, traps) of direct execution; None where there is none. Any
+ * thread: each is one aligned word that only ever grows. */
+PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    const struct rv_direct *d = v->direct;
+    if (!d)
+        Py_RETURN_NONE;
+    uint64_t native = __atomic_load_n(&d->native_ticks, __ATOMIC_RELAXED);
+    uint64_t switching = __atomic_load_n(&d->switching_ticks, __ATOMIC_RELAXED);
+    return Py_BuildValue("KKKK", native * 1000 / (d->ticks_a_ms / 1000),
+                         switching * 1000 / (d->ticks_a_ms / 1000),
+                         __atomic_load_n(&d->stays, __ATOMIC_RELAXED),
+                         __atomic_load_n(&d->traps, __ATOMIC_RELAXED));
 }
 
 PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused)

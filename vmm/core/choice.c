@@ -1,0 +1,138 @@
+#include "choice.h"
+
+#include <string.h>
+#include <x86intrin.h>
+
+#include "guest_walk.h"
+#include "vcpu.h"
+
+/* Stays in ring 3 that are timed in the engine: one in so many, for a clock costs as well. */
+#define SAMPLE 8
+/* How much faster the processor is than the engine, at the least that pays. */
+#define SPEEDUP 4
+/* User time in the engine before an address space is worth a stub, in us. */
+#define PROMOTE_US 1000
+/* A stay that is worth a switch: in the engine, in us. */
+#define LONG_STAY_US 5
+#define FIRST_PATIENCE 64u
+#define MOST_PATIENCE 8192u
+#define BAN_STAYS 65536u
+#define AVERAGE_SHIFT 3
+#define ASSUMED_SWITCH_US 4
+
+struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3)
+{
+    if (d->here && d->here->cr3 == cr3)
+        return d->here;
+    struct rv_record *r = &d->records[(cr3 >> 12 ^ cr3 >> 18) % DIRECT_RECORDS];
+    if (r->cr3 != cr3) {
+        memset(r, 0, sizeof(*r));
+        r->cr3 = cr3;
+        r->patience = FIRST_PATIENCE;
+    }
+    return r;
+}
+
+void rv_choice_ban(struct rv_record *r)
+{
+    r->wait = BAN_STAYS;
+}
+
+uint32_t rv_choice_random(struct rv_direct *d)
+{
+    static _Thread_local uint64_t state;
+    if (!state)
+        state = __rdtsc() | 1;
+    (void)d;
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 32);
+}
+
+static bool choose(struct rv_vcpu *v, struct rv_record *r)
+{
+    struct rv_direct *d = v->direct;
+    if (d->coin)
+        return rv_choice_random(d) & 1;
+    if (r->wait) {
+        r->wait--;
+        return false;
+    }
+    if (r->translated < PROMOTE_US * d->ticks_a_ms / 1000)
+        return false;
+    return r->gain > 0 || r->average > LONG_STAY_US * d->ticks_a_ms / 1000;
+}
+
+void rv_choice_ring3(struct rv_vcpu *v)
+{
+    struct rv_direct *d = v->direct;
+    uint64_t cr3 = RV_AT(v->env, ENV_CR + 3 * 8, uint64_t) & PTE_ADDRESS;
+    struct rv_record *r = d->here = rv_choice_record(d, cr3);
+    d->entered = 0;
+    if (choose(v, r)) {
+        d->go = true;
+        rv_vcpu_ask(v);
+    } else if (++d->entries % SAMPLE == 0 || !r->average) {
+        d->entered = __rdtsc();
+    }
+}
+
+void rv_direct_ring0(struct rv_vcpu *v)
+{
+    struct rv_direct *d = v->direct;
+    d->go = false;
+    if (!d->entered || !d->here)
+        return;
+    uint64_t stay = __rdtsc() - d->entered;
+    d->entered = 0;
+    struct rv_record *r = d->here;
+    r->translated += r->average ? stay * SAMPLE : stay;
+    if (r->average)
+        r->average += (uint64_t)(((int64_t)stay - (int64_t)r->average) >> AVERAGE_SHIFT);
+    else
+        r->average = stay | 1;
+}
+
+void rv_choice_begin(struct rv_direct *d)
+{
+    d->stay_began = __rdtsc();
+    d->stay_running = 0;
+    d->stay_runs = 0;
+}
+
+void rv_choice_ran(struct rv_direct *d, uint64_t ticks)
+{
+    d->stay_running += ticks;
+    d->stay_runs++;
+    /* The shortest is a switch and nothing else; slowly forgotten. */
+    if (!d->switch_ticks || ticks < d->switch_ticks)
+        d->switch_ticks = ticks;
+    else
+        d->switch_ticks += d->switch_ticks >> 12;
+    uint64_t assumed = ASSUMED_SWITCH_US * d->ticks_a_ms / 1000;
+    if (d->switch_ticks > assumed)
+        d->switch_ticks = assumed;
+}
+
+void rv_choice_end(struct rv_direct *d)
+{
+    struct rv_record *r = d->here;
+    uint64_t total = __rdtsc() - d->stay_began, switches = d->stay_runs * d->switch_ticks;
+    uint64_t native = d->stay_running > switches ? d->stay_running - switches : 0;
+    int64_t gain = (int64_t)(native * SPEEDUP) - (int64_t)total;
+    d->stays++;
+    d->native_ticks += native;
+    d->switching_ticks += total - native;
+    if (gain > (int64_t)d->ticks_a_ms)
+        gain = (int64_t)d->ticks_a_ms; /* one long stay does not make up for many short ones */
+    r->gain += (gain - r->gain) / 8;
+    if (r->gain > 0) {
+        r->patience = FIRST_PATIENCE;
+        return;
+    }
+    r->wait = r->patience;
+    r->gain = 0;
+    r->average = 0;
+    r->patience = r->patience < MOST_PATIENCE ? r->patience * 2 : r->patience;
+}

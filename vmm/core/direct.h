@@ -1,0 +1,80 @@
+/*
+ * Direct execution: guest user code on the processor itself, in a stub, instead of translated.
+ *
+ * The engine keeps the guest's kernel. Where it has gone to ring 3, the address space's record
+ * says which world is faster for it; if that is the native one, the vCPU leaves the engine before
+ * the first user instruction and resumes the registers in the space's stub. Whatever traps there
+ * comes back: a page that the mirror can supply is supplied, everything else becomes the guest's
+ * own exception, system call or interrupt, or is done again by the engine, which then judges.
+ *
+ * The vCPU's thread alone, except where it says otherwise.
+ */
+#ifndef RV_DIRECT_H
+#define RV_DIRECT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct rv_vcpu;
+struct rv_mirror;
+struct rv_stub_maker;
+
+#define DIRECT_SPACES 8
+#define DIRECT_RECORDS 64
+
+/* What is known of the user code of one address space. Times are ticks of the host's TSC. */
+struct rv_record {
+    uint64_t cr3;
+    uint64_t translated;  /* user time in the engine since it was last native */
+    uint64_t average;     /* of one stay in ring 3, translated */
+    int64_t gain;         /* average of a native stay: ticks saved, by estimate */
+    uint32_t wait;        /* stays to translate before native is tried again */
+    uint32_t patience;    /* how many that will be next time */
+};
+
+struct rv_direct {
+    struct rv_stub_maker *maker;
+    struct rv_mirror *spaces[DIRECT_SPACES]; /* most recently used first */
+    struct rv_record records[DIRECT_RECORDS];
+    struct rv_record *here;  /* of the address space whose user code runs or ran last */
+    uint64_t write_epoch;    /* grows when no page may be writable in any stub */
+    uint8_t *open_pages;     /* a bit a page of RAM: perhaps writable in some stub */
+    uint64_t entered;        /* when ring 3 was entered in the engine, or 0: not measured */
+    uint32_t entries;
+    uint64_t ticks_a_ms, switch_ticks;
+    bool go;                 /* leave the engine before the next user instruction */
+    uint32_t coin;           /* not 0: the world is chosen at random (tests) */
+    uint64_t stay_began, stay_running, stay_runs; /* of the native stay that is on */
+    int runner;              /* the stub's process while it runs, or 0: other threads read it */
+    /* For the census: ticks, and numbers of stays and of traps */
+    uint64_t native_ticks, switching_ticks, stays, traps;
+};
+
+/* Be ready to execute directly; `ram_fd` is the memfd behind RAM. 0, or -1 with a line in `why`. */
+int rv_direct_start(struct rv_vcpu *v, int ram_fd, uint64_t tsc_hz, char *why, size_t why_bytes);
+void rv_direct_stop(struct rv_vcpu *v);
+
+/* Forget all mirrors: RAM, or the vCPU's state, is another one now. */
+void rv_direct_forget(struct rv_vcpu *v);
+
+/* The vCPU has left the engine for user code: run it. When it returns, the engine goes on. */
+void rv_direct_run(struct rv_vcpu *v);
+
+/* The engine has left ring 3, if it was there. */
+void rv_direct_ring0(struct rv_vcpu *v);
+
+/* A stub may write this page of RAM from now on; and: no stub may, until it asks again. */
+void rv_direct_opened(struct rv_vcpu *v, uint64_t page);
+void rv_direct_close(struct rv_vcpu *v, uint64_t page);
+void rv_direct_close_all(struct rv_vcpu *v);
+
+/* Any thread: if user code runs natively, have it come back. */
+void rv_direct_interrupt(struct rv_vcpu *v);
+
+/* Interposed (see engine.h): the ways down to ring 3. */
+void rv_sysret(void *env, int dflag);
+void rv_sysexit(void *env, int dflag);
+void rv_iret(void *env, int shift, int next);
+
+#endif

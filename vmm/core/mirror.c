@@ -1,0 +1,415 @@
+#define _GNU_SOURCE
+#include "mirror.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <x86intrin.h>
+
+#include "codepages.h"
+#include "direct.h"
+#include "dirtylog.h"
+#include "vcpu.h"
+
+#define PAGE 4096u
+#define TABLE_BYTES ((uint64_t)512 * PAGE)
+#define AROUND 16u /* pages mapped along with the one that was touched */
+/* Where Linux lets nobody without privilege map (vm.mmap_min_addr). */
+#define LOWEST 0x10000u
+/* In bits of an entry that processors ignore: how the page is mapped in the stub. */
+#define MIRROR_WRITE (1u << 9)
+#define MIRROR_EXEC (1u << 10)
+#define MIRROR_BITS (MIRROR_WRITE | MIRROR_EXEC)
+/* What of an entry decides where a page is and who may do what. */
+#define MEANING (PTE_P | PTE_W | PTE_U | PTE_PS | PTE_NX | PTE_ADDRESS)
+
+static uint64_t load(const struct rv_vcpu *v, uint64_t offset)
+{
+    uint64_t value;
+    memcpy(&value, v->ram + offset, sizeof(value));
+    return value;
+}
+
+/* Set bits in an entry as a processor does when it walks. */
+static void set_bits(struct rv_vcpu *v, uint64_t offset, uint64_t bits)
+{
+    uint64_t value = load(v, offset);
+    if ((value & bits) == bits)
+        return;
+    value |= bits;
+    memcpy(v->ram + offset, &value, sizeof(value));
+    rv_dirtylog_mark(v, offset, sizeof(value));
+}
+
+static int perform(struct rv_mirror *m)
+{
+    if (!m->queued)
+        return 0;
+    uint64_t before = __rdtsc();
+    m->stub->commands->count = m->queued;
+    m->queued = 0;
+    int result = rv_stub_map(m->stub);
+    m->map_ticks += __rdtsc() - before;
+    return result;
+}
+
+static int queue(struct rv_mirror *m, struct rv_stub_command command)
+{
+    m->stub->commands->list[m->queued++] = command;
+    return m->queued == STUB_MAX_COMMANDS ? perform(m) : 0;
+}
+
+static int protection(uint64_t copy)
+{
+    return PROT_READ | (copy & MIRROR_WRITE ? PROT_WRITE : 0) |
+           (copy & MIRROR_EXEC ? PROT_EXEC : 0);
+}
+
+/* The offset in RAM of the page that entry `i` of a table names. */
+static uint64_t page_offset(const struct rv_mirror_table *t, const struct rv_vcpu *v, unsigned i)
+{
+    uint64_t gpa = t->copy[i] & PTE_ADDRESS;
+    return rv_ram_offset(v, gpa);
+}
+
+static int map_run(struct rv_mirror *m, const struct rv_mirror_table *t, unsigned first,
+                   unsigned count)
+{
+    return queue(m, (struct rv_stub_command){
+                        SYS_mmap,
+                        {t->va + (uint64_t)first * PAGE, (uint64_t)count * PAGE,
+                         (uint64_t)protection(t->copy[first]), MAP_SHARED | MAP_FIXED | MAP_POPULATE, STUB_RAM_FD,
+                         page_offset(t, m->vcpu, first)},
+                        0});
+}
+
+/* Map entries [first, end) that are in `copy` and in `fresh`, in as few pieces as can be. */
+static int map_fresh(struct rv_mirror *m, struct rv_mirror_table *t, unsigned first, unsigned end,
+                     const bool *fresh)
+{
+    unsigned i = first;
+    while (i < end) {
+        if (!fresh[i - first]) {
+            i++;
+            continue;
+        }
+        unsigned run = 1;
+        while (i + run < end && fresh[i + run - first] &&
+               protection(t->copy[i + run]) == protection(t->copy[i]) &&
+               page_offset(t, m->vcpu, i + run) == page_offset(t, m->vcpu, i) + run * PAGE)
+            run++;
+        if (map_run(m, t, i, run))
+            return -1;
+        i += run;
+    }
+    return 0;
+}
+
+static int unmap(struct rv_mirror *m, struct rv_mirror_table *t, unsigned first, unsigned count)
+{
+    for (unsigned i = first; i < first + count; i++) {
+        if (t->copy[i]) {
+            t->copy[i] = 0;
+            t->mapped--;
+            m->mappings--;
+        }
+    }
+    return queue(m, (struct rv_stub_command){
+                        SYS_munmap, {t->va + (uint64_t)first * PAGE, (uint64_t)count * PAGE}, 0});
+}
+
+static struct rv_mirror_table **bucket(struct rv_mirror *m, uint64_t va)
+{
+    return &m->buckets[(va / TABLE_BYTES ^ va / TABLE_BYTES / 509) % MIRROR_BUCKETS];
+}
+
+static struct rv_mirror_table *find(struct rv_mirror *m, uint64_t va)
+{
+    struct rv_mirror_table *t = *bucket(m, va);
+    while (t && t->va != va)
+        t = t->next;
+    return t;
+}
+
+/* The entry pages above and, where there is one, the page table itself. */
+static int watched_pages(const struct rv_mirror_table *t)
+{
+    return t->large ? t->levels : 4;
+}
+
+static struct rv_mirror_table *add_table(struct rv_mirror *m, uint64_t va, const struct rv_walk *w)
+{
+    struct rv_mirror_table *t = calloc(1, sizeof(*t)), **head = bucket(m, va);
+    if (!t)
+        return NULL;
+    t->va = va;
+    t->large = w->last < 3;
+    t->levels = t->large ? w->last + 1 : 3;
+    for (int i = 0; i < t->levels; i++)
+        t->value[i] = w->entry[i];
+    memcpy(t->path, w->table, sizeof(t->path[0]) * (size_t)(w->last + 1));
+    t->path[3] &= ~(uint64_t)(PAGE - 1);
+    for (int i = 0; i < watched_pages(t); i++)
+        rv_watch_add(m->vcpu, t->path[i]);
+    t->seen = m->vcpu->watch.now;
+    t->next = *head;
+    *head = t;
+    return t;
+}
+
+static void forget_table(struct rv_mirror *m, struct rv_mirror_table **at)
+{
+    struct rv_mirror_table *t = *at;
+    for (int i = 0; i < watched_pages(t); i++)
+        rv_watch_drop(m->vcpu, t->path[i]);
+    *at = t->next;
+    free(t);
+}
+
+static int drop_table(struct rv_mirror *m, struct rv_mirror_table **at)
+{
+    int result = (*at)->mapped ? unmap(m, *at, 0, 512) : 0;
+    forget_table(m, at);
+    return result;
+}
+
+static int drop_all(struct rv_mirror *m)
+{
+    int result = 0;
+    for (unsigned b = 0; b < MIRROR_BUCKETS; b++)
+        while (m->buckets[b])
+            result |= drop_table(m, &m->buckets[b]);
+    return result;
+}
+
+static bool path_holds(struct rv_mirror *m, const struct rv_mirror_table *t)
+{
+    for (int i = 0; i < t->levels; i++)
+        if ((load(m->vcpu, t->path[i]) ^ t->value[i]) & MEANING)
+            return false;
+    return true;
+}
+
+/* The entry of page `i` as the guest has it now; a large page's parts look like small ones. */
+static uint64_t guest_entry(const struct rv_mirror *m, const struct rv_mirror_table *t, unsigned i)
+{
+    if (!t->large)
+        return load(m->vcpu, t->path[3] + i * 8);
+    uint64_t leaf = load(m->vcpu, t->path[t->levels - 1]);
+    uint64_t inside = ((uint64_t)1 << (t->levels == 3 ? 21 : 30)) - 1;
+    uint64_t base = (leaf & PTE_ADDRESS & ~inside) | (t->va & inside);
+    return (leaf & ~(PTE_ADDRESS | PTE_PS)) | (base + (uint64_t)i * PAGE);
+}
+
+/* Unmap what the guest has changed since. */
+static int follow_entries(struct rv_mirror *m, struct rv_mirror_table *t)
+{
+    unsigned run = 0;
+    for (unsigned i = 0; i <= 512; i++) {
+        bool stale = false;
+        if (i < 512 && t->copy[i]) {
+            uint64_t now = guest_entry(m, t, i);
+            stale = (now ^ t->copy[i]) & MEANING || !(now & PTE_A) ||
+                    (t->copy[i] & MIRROR_WRITE && !(now & PTE_D));
+        }
+        if (stale) {
+            run++;
+        } else if (run) {
+            if (unmap(m, t, i - run, run))
+                return -1;
+            run = 0;
+        }
+    }
+    return 0;
+}
+
+static int follow_table(struct rv_mirror *m, struct rv_mirror_table **at)
+{
+    struct rv_mirror_table *t = *at;
+    struct rv_watch *watch = &m->vcpu->watch;
+    bool above = false, changed = false;
+    for (int i = 0; i < watched_pages(t); i++) {
+        bool this = rv_watch_changed(watch, t->path[i], t->seen);
+        changed |= this;
+        above |= this && i < t->levels;
+        if (this && watch->pages[t->path[i] >> 12].changed == UINT64_MAX)
+            return drop_table(m, at);
+    }
+    if (!changed)
+        return 0;
+    if (above && !path_holds(m, t))
+        return drop_table(m, at);
+    t->seen = watch->now;
+    return follow_entries(m, t);
+}
+
+/* Take the right to write from every page. */
+static int protect_all(struct rv_mirror *m)
+{
+    for (unsigned b = 0; b < MIRROR_BUCKETS; b++) {
+        for (struct rv_mirror_table *t = m->buckets[b]; t; t = t->next) {
+            for (unsigned i = 0, run; i < 512; i += run) {
+                run = 1;
+                if (!(t->copy[i] & MIRROR_WRITE))
+                    continue;
+                while (i + run < 512 && (t->copy[i + run] & MIRROR_BITS) == (t->copy[i] & MIRROR_BITS))
+                    run++;
+                for (unsigned k = i; k < i + run; k++)
+                    t->copy[k] &= ~(uint64_t)MIRROR_WRITE;
+                struct rv_stub_command command = {
+                    SYS_mprotect,
+                    {t->va + (uint64_t)i * PAGE, (uint64_t)run * PAGE, (uint64_t)protection(t->copy[i])},
+                    0};
+                if (queue(m, command))
+                    return -1;
+            }
+        }
+    }
+    return 0;
+}
+
+int rv_mirror_sync(struct rv_mirror *m)
+{
+    struct rv_vcpu *v = m->vcpu;
+    if (m->writes != v->direct->write_epoch) {
+        m->writes = v->direct->write_epoch;
+        if (protect_all(m))
+            return -1;
+    }
+    if (m->seen != v->watch.now) {
+        m->seen = v->watch.now;
+        for (unsigned b = 0; b < MIRROR_BUCKETS; b++) {
+            struct rv_mirror_table **at = &m->buckets[b];
+            while (*at) {
+                struct rv_mirror_table *t = *at;
+                if (follow_table(m, at))
+                    return -1;
+                if (*at == t)
+                    at = &t->next;
+            }
+        }
+    }
+    return perform(m);
+}
+
+/* Whether a page may run natively: CPUID would tell of this host there (opcode 0F A2; a byte at
+ * either edge may belong to one that crosses it). */
+static bool may_execute(const struct rv_vcpu *v, uint64_t offset)
+{
+    const uint8_t *page = v->ram + offset, *at = page;
+    while ((at = memchr(at, 0xa2, (size_t)(page + PAGE - at)))) {
+        if (at == page || at[-1] == 0x0f)
+            return false;
+        at++;
+    }
+    return page[PAGE - 1] != 0x0f;
+}
+
+/* Take note that the stub may write a page from now on. */
+static void open_for_writing(struct rv_vcpu *v, uint64_t offset)
+{
+    rv_dirtylog_mark(v, offset, 1);
+    if (rv_codepages_has_code(v, offset >> 12))
+        rv_codepages_invalidate(v, offset, PAGE);
+    rv_direct_opened(v, offset >> 12);
+}
+
+/* Put entry `i` into the copy, with the rights its page may have in the stub now. */
+static bool note(struct rv_mirror *m, struct rv_mirror_table *t, unsigned i, bool writable,
+                 bool executable, bool touched)
+{
+    struct rv_vcpu *v = m->vcpu;
+    uint64_t entry = guest_entry(m, t, i), offset = rv_ram_offset(v, entry & PTE_ADDRESS);
+    if (offset == UINT64_MAX || t->va + (uint64_t)i * PAGE < LOWEST)
+        return false;
+    bool write = writable && entry & PTE_D && !rv_watched(&v->watch, offset >> 12) &&
+                 (touched || (!v->dirty_pages && !rv_codepages_has_code(v, offset >> 12)));
+    if (!t->copy[i]) {
+        t->mapped++;
+        m->mappings++;
+    }
+    t->copy[i] = (entry & ~(uint64_t)MIRROR_BITS) | (write ? MIRROR_WRITE : 0) |
+                 (executable && may_execute(v, offset) ? MIRROR_EXEC : 0);
+    if (write)
+        open_for_writing(v, offset);
+    return true;
+}
+
+/* The pages around one that was touched, as far as the guest has used them already. */
+static int map_around(struct rv_mirror *m, struct rv_mirror_table *t, unsigned touched,
+                      const struct rv_walk *w, bool write)
+{
+    unsigned around = t->large ? 512 : AROUND, first = touched / around * around;
+    bool fresh[512] = {false};
+    uint64_t above = PTE_W, nx = 0;
+    for (int i = 0; i < t->levels; i++) {
+        above &= t->value[i];
+        nx |= t->value[i] & PTE_NX;
+    }
+    for (unsigned i = first; i < first + around; i++) {
+        uint64_t entry = guest_entry(m, t, i);
+        if (i == touched) {
+            fresh[i - first] = note(m, t, i, w->writable && (write || entry & PTE_D),
+                                    w->executable, write);
+        } else if (!t->copy[i] && (entry & (PTE_P | PTE_U | PTE_A)) == (PTE_P | PTE_U | PTE_A) &&
+                   (entry & PTE_ADDRESS) < (uint64_t)1 << 40) {
+            fresh[i - first] = note(m, t, i, above && entry & PTE_W, !((entry | nx) & PTE_NX), false);
+        }
+    }
+    return map_fresh(m, t, first, first + around, fresh);
+}
+
+enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool write, bool fetch,
+                                      uint32_t *error)
+{
+    struct rv_vcpu *v = m->vcpu;
+    struct rv_walk w;
+    enum rv_walk_result found = rv_walk(v, m->cr3, va, write, fetch, &w);
+    *error = w.error;
+    if (found != WALK_MAPPED)
+        return found == WALK_FAULT ? MIRROR_FAULT : MIRROR_ODD;
+    uint64_t offset = rv_ram_offset(v, w.gpa);
+    if (offset == UINT64_MAX || va < LOWEST || va / TABLE_BYTES == m->stub->base / TABLE_BYTES ||
+        (write && rv_watched(&v->watch, offset >> 12)))
+        return MIRROR_ODD;
+    for (int i = 0; i <= w.last; i++)
+        set_bits(v, w.table[i], i == w.last && write ? PTE_A | PTE_D : PTE_A);
+    uint64_t table_va = va & ~(TABLE_BYTES - 1);
+    if (m->mappings + 512 > MIRROR_MAX_MAPPINGS && drop_all(m))
+        return MIRROR_LOST;
+    struct rv_mirror_table *t = find(m, table_va);
+    if (!t)
+        t = add_table(m, table_va, &w);
+    if (!t)
+        return MIRROR_ODD;
+    unsigned index = (unsigned)(va / PAGE % 512);
+    if (map_around(m, t, index, &w, write) || perform(m))
+        return MIRROR_LOST;
+    uint64_t copy = t->copy[index];
+    if (!copy || (write && !(copy & MIRROR_WRITE)) || (fetch && !(copy & MIRROR_EXEC)))
+        return MIRROR_ODD;
+    return MIRROR_DONE;
+}
+
+struct rv_mirror *rv_mirror_new(struct rv_vcpu *v, struct rv_stub *stub, uint64_t cr3)
+{
+    struct rv_mirror *m = calloc(1, sizeof(*m));
+    if (!m)
+        return NULL;
+    m->vcpu = v;
+    m->stub = stub;
+    m->cr3 = cr3;
+    m->seen = v->watch.now;
+    m->writes = v->direct->write_epoch;
+    return m;
+}
+
+void rv_mirror_free(struct rv_mirror *m)
+{
+    for (unsigned b = 0; b < MIRROR_BUCKETS; b++)
+        while (m->buckets[b])
+            forget_table(m, &m->buckets[b]);
+    rv_stub_free(m->stub);
+    free(m);
+}
