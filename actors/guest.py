@@ -18,6 +18,7 @@ from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Report
 from rayvisor.actors.shield import stats_of
 from rayvisor.migration.ft_inputs import Inputs
 from rayvisor.vmm.debug.census import census_as_dict
+from rayvisor.vmm.debug.direct import direct_as_dict
 from rayvisor.vmm.debug.disasm import Instruction, disassemble_at
 from rayvisor.vmm.errors import MachineStateError
 from rayvisor.vmm.machine import PowerState
@@ -237,11 +238,12 @@ class Guest:
         """The exit census with the instructions it came from, in JSON's terms."""
         self.require_here()
         machine = self._vm.machine
-        return self._vm.call(
+        plain = self._vm.call(
             lambda: census_as_dict(
                 machine.exits(), machine.cpu_state(), machine.ram.read, limit=limit
             )
         )
+        return {**plain, "direct": direct_as_dict(machine)}
 
     def disassemble(self, address: int | None, count: int) -> list[Instruction]:
         """At most `count` instructions at a linear address (None: at RIP)."""

@@ -47,6 +47,7 @@ class VmRequest:
     cpus: int = 1
     image: str = ""
     host: str | None = None
+    direct: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,7 @@ class VmActor:
             boot=ray.get(boot[0]),
             cpus=request.cpus,
             name=request.name,
+            direct=request.direct,
         )
 
         def remember(words: LastWords) -> None:

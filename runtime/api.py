@@ -70,6 +70,7 @@ class VmSpec(BaseModel):
         append: More for the kernel command line.
         format: What the kernel is, when its content does not say it.
         host: The host to run on; the cluster chooses one by default.
+        direct: Execute user code on the processor itself where the host allows it.
 
     Raises:
         ConfigError: a value that cannot be used, in one line.
@@ -90,6 +91,7 @@ class VmSpec(BaseModel):
     append: str = ""
     format: KernelFormat = "auto"
     host: str | None = None
+    direct: bool = True
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic's own signature
         try:

@@ -233,6 +233,7 @@ class Cluster:
             cpus=spec.cpus,
             image="" if spec.kernel else spec.image,
             host=spec.host,
+            direct=spec.direct,
         )
         call = self._ensure_actor().create.remote(request, [put(source)])
         try:

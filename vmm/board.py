@@ -7,7 +7,6 @@ else.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from rayvisor.vmm.devices.base import ByteSink, Device
     from rayvisor.vmm.spec import MachineSpec
 
-_log = logging.getLogger(__name__)
-
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM1, IRQ_CLOCK = 0, 1, 4, 8
 COM1 = 0x3F8
 UART_LCR, UART_MCR = 3, 4
@@ -55,11 +52,10 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
     regions = [(gpa, count, file_offset(gpa)) for gpa, count in ram.ranges()]
     vcpu = Vcpu(ram.buffer, regions)
     vcpu.set_cpuid(cpuid_table(vcpu.engine_cpuid, host_tsc_hz()))
-    refused = vcpu.start_direct(ram.fd, host_tsc_hz()) if spec.direct else None
-    if refused:
-        _log.warning("%s: user code is translated, not executed directly: %s", spec.name, refused)
     clock = MachineClock()
     machine = Machine(spec, ram, vcpu, clock)
+    if spec.direct:
+        machine.start_direct(host_tsc_hz())
     low_bytes = sum(count for gpa, count in ram.usable() if gpa < 1 << 32)
 
     pic = PicPair(vcpu.set_intr)

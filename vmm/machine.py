@@ -72,6 +72,8 @@ class Machine:
         self.power = PowerState.OFF
         self.exit_status: int | None = None
         self.crash_reason: str | None = None
+        self.direct_refused: str | None = None
+        """Why user code is translated although it should run directly."""
         self.resets = 0
         """How often it has started over while it ran, by its own or from outside."""
         self.feed_console: Callable[[bytes], int] = len
@@ -184,6 +186,16 @@ class Machine:
         self._input_alarm.arm(self.clock.now_ns())
         self.on_restore()
         self.power = PowerState.PAUSED
+
+    def start_direct(self, tsc_hz: int) -> None:
+        """Execute user code on the processor itself from now on. Not while running.
+
+        Args:
+            tsc_hz: ticks a second of the host's TSC.
+        """
+        self.direct_refused = self.vcpu.start_direct(self.ram.fd, tsc_hz)
+        if self.direct_refused:
+            _log.warning("%s: user code is translated: %s", self.spec.name, self.direct_refused)
 
     def cpu_state(self) -> CpuState:
         """The vCPU's state.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayvisor.vmm import board
 from rayvisor.vmm.console import Console
+from rayvisor.vmm.debug.direct import direct_as_dict
 from rayvisor.vmm.errors import MachineStateError
 from rayvisor.vmm.machine import STOPPED_STATES, Machine, PowerState
 
@@ -145,8 +146,8 @@ class Vm:
         """What happened, in JSON's terms.
 
         Keys: `name`, `power`, `exit_status`, `memory_bytes`, `wall_s`, `cpu_s` (of the vCPU's
-        thread), `exits` by kind, `registers` when it does not run, and `crash`, the whole crash
-        report of a guest that has ended by itself, or None.
+        thread), `exits` by kind, `direct` (see `direct_as_dict`), `registers` when it does not
+        run, and `crash`, the whole crash report of a guest that has ended by itself, or None.
         """
         # Here, and not at start-up: the disassembler is larger than all the rest.
         from rayvisor.vmm.debug.crash import CrashReport
@@ -169,6 +170,7 @@ class Vm:
                 "wall_s": self._wall_now_s(),
                 "cpu_s": self._cpu_now_s(),
                 "exits": census.counts,
+                "direct": direct_as_dict(machine),
                 "registers": registers_as_dict(machine.cpu_state()) if at_rest else None,
                 "crash": crash,
             }

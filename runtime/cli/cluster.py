@@ -161,6 +161,13 @@ def create(
     kind: Annotated[
         Format, typer.Option("--format", help="What --kernel is; auto looks at its content.")
     ] = Format.AUTO,
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct/--no-direct",
+            help="Execute user code on the processor itself where this host allows it.",
+        ),
+    ] = True,
     host: Annotated[
         str | None, typer.Option(metavar="HOST", help="Run it there; see rayvisor hosts.")
     ] = None,
@@ -179,6 +186,7 @@ def create(
         append=append,
         format=kind.value,
         host=host,
+        direct=direct,
     )
     cluster = _connect()
     if kernel is None:

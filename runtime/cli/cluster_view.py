@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rayvisor.actors.records import VmState
 from rayvisor.runtime.units import format_bytes
+from rayvisor.vmm.debug.direct import render_direct
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -92,6 +93,7 @@ def vm_details(vm: VmStatus, report: dict[str, Any] | None) -> RenderableType:
         often = sorted(exits.items(), key=lambda item: -item[1])
         rows += [
             ("CPU time", f"{report.get('cpu_s', 0.0):.1f} s"),
+            ("user code", render_direct(report["direct"]) if "direct" in report else ""),
             ("exits", ", ".join(f"{kind} {count:,}" for kind, count in often)),
         ]
         crash = report.get("crash")

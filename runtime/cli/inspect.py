@@ -85,8 +85,9 @@ def exits(
         from rich.text import Text
 
         from rayvisor.vmm.debug.census import render_census
+        from rayvisor.vmm.debug.direct import render_direct
 
-        return Text(render_census(plain))
+        return Text(f"{render_census(plain)}\n\nuser code: {render_direct(plain['direct'])}")
 
     emit(plain, as_json=as_json, render=render)
 

@@ -96,6 +96,13 @@ def run(
         "256M"
     ),
     cpus: Annotated[int, typer.Option(help="Number of vCPUs; this engine has one.")] = 1,
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct/--no-direct",
+            help="Execute user code on the processor itself where this host allows it.",
+        ),
+    ] = True,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop the guest after this long.")
     ] = None,
@@ -123,7 +130,7 @@ def run(
     boot = _boot_source(
         image, kernel, initrd=initrd, append=append, modules=module or [], kind=kind, quiet=as_json
     )
-    spec = MachineSpec(memory_bytes=memory_bytes, boot=boot, cpus=cpus, name="run")
+    spec = MachineSpec(memory_bytes=memory_bytes, boot=boot, cpus=cpus, name="run", direct=direct)
     raise typer.Exit(_run_vm(spec, timeout, report, as_json=as_json))
 
 
