@@ -1,8 +1,8 @@
 """The board: the one place where the machine can be read off.
 
 A PC of the year 1999 without ACPI, PCI and APIC: two 8259A, an 8254, a clock, a serial port, a
-keyboard controller, and a debug exit. Chips, addresses and interrupt lines are below and nowhere
-else.
+keyboard controller, a watchdog, and a debug exit. Chips, addresses and interrupt lines are below
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rayvisor.vmm.devices.debugexit import DebugExit
 from rayvisor.vmm.devices.i8042 import I8042
 from rayvisor.vmm.devices.i8254 import I8254
 from rayvisor.vmm.devices.i8259 import PicPair
+from rayvisor.vmm.devices.ib700 import Ib700
 from rayvisor.vmm.devices.mc146818 import Mc146818, memory_nvram
 from rayvisor.vmm.devices.port61 import Port61
 from rayvisor.vmm.devices.port80 import Port80
@@ -25,11 +26,14 @@ from rayvisor.vmm.devices.port92 import Port92
 from rayvisor.vmm.devices.uart16550 import Uart16550
 from rayvisor.vmm.devices.wiring import WiredOr
 from rayvisor.vmm.errors import ConfigError
+from rayvisor.vmm.heartbeat import ConsoleHeartbeat
 from rayvisor.vmm.machine import Machine
 from rayvisor.vmm.memory import GuestRam, file_offset
 from rayvisor.vmm.trim import IdleTrim
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rayvisor.vmm.devices.base import ByteSink, Device
     from rayvisor.vmm.spec import MachineSpec
 
@@ -67,13 +71,15 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
         utc_ns=time.time_ns(),
         nvram=memory_nvram(low_bytes, spec.memory_bytes - low_bytes),
     )
-    uart = Uart16550(clock, pic.line(IRQ_COM1), console_sink)
+    heartbeat = _heartbeat(spec, machine)
+    uart = Uart16550(clock, pic.line(IRQ_COM1), _heard(console_sink, heartbeat))
     a20 = WiredOr(vcpu.set_a20)
     keyboard = I8042(pic.line(IRQ_KEYBOARD), a20=a20.input(high=True), reset=machine.guest_reset)
     port61 = Port61(clock, set_gate2=lambda level: pit.set_gate(2, level), out2=lambda: pit.out(2))
     port80 = Port80()
     port92 = Port92(a20=a20.input(), reset=machine.guest_reset)
     debug_exit = DebugExit(machine.debug_exit)
+    watchdog = Ib700(clock, lambda: machine.guest_hangs("its watchdog expired"))
 
     def wire(first: int, count: int, name: str, device: Device, start: int = 0) -> None:
         machine.devices[name] = device
@@ -99,9 +105,42 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
     wire(0x80, 1, "port80", port80)
     wire(0x92, 1, "port92", port92)
     wire(0xF4, 1, "debug_exit", debug_exit)
+    wire(0x443, 1, "watchdog", watchdog)
+    wire(0x441, 1, "watchdog", watchdog, start=1)
     _wire_console(machine, uart)
-    machine.on_start = IdleTrim(clock, vcpu).start
+    machine.on_start = _starters(IdleTrim(clock, vcpu), heartbeat)
     return machine
+
+
+def _starters(*parts: IdleTrim | ConsoleHeartbeat | None) -> Callable[[], None]:
+    there = [part for part in parts if part is not None]
+
+    def start() -> None:
+        for part in there:
+            part.start()
+
+    return start
+
+
+def _heartbeat(spec: MachineSpec, machine: Machine) -> ConsoleHeartbeat | None:
+    if not spec.heartbeat_s:
+        return None
+    reason = f"its console said nothing for {spec.heartbeat_s:g} s"
+    return ConsoleHeartbeat(
+        machine.clock, int(spec.heartbeat_s * 1e9), lambda: machine.guest_hangs(reason)
+    )
+
+
+def _heard(sink: ByteSink, heartbeat: ConsoleHeartbeat | None) -> ByteSink:
+    if heartbeat is None:
+        return sink
+    beat = heartbeat.beat
+
+    def hear(data: bytes) -> None:
+        beat()
+        sink(data)
+
+    return hear
 
 
 def _wire_console(machine: Machine, uart: Uart16550) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from rayvisor.vmm.boot import load
 from rayvisor.vmm.core.vcpu import VcpuExit
 from rayvisor.vmm.errors import EngineError, MachineStateError
+from rayvisor.vmm.spec import HangAction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,10 @@ class Machine:
         """Why user code is translated although it should run directly."""
         self.resets = 0
         """How often it has started over while it ran, by its own or from outside."""
+        self.hangs = 0
+        """How often its watchdog expired or its heartbeat stopped."""
+        self.on_hang: Callable[[str], None] = lambda _reason: None
+        """Told of each hang, on the machine's thread, before anything is done about it."""
         self.feed_console: Callable[[bytes], int] = len
         """Offers console input to a chip, which says how many bytes it took."""
         self.on_restore: Callable[[], None] = lambda: None
@@ -150,6 +155,20 @@ class Machine:
             self._ask(PowerState.CRASHED)
         else:
             self.reset()
+
+    def guest_hangs(self, reason: str) -> None:
+        """The guest lives no more, as far as its watchdog can tell. The machine's thread."""
+        self.hangs += 1
+        _log.warning("%s hangs: %s", self.spec.name, reason)
+        self.on_hang(reason)
+        match self.spec.on_hang:
+            case HangAction.RESET:
+                self.reset()
+            case HangAction.STOP:
+                self.crash_reason = f"the guest hung: {reason}"
+                self._ask(PowerState.CRASHED)
+            case HangAction.IGNORE:
+                pass
 
     def debug_exit(self, status: int) -> None:
         """End the machine with an exit status; the first one counts. The machine's thread."""

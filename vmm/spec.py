@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from mmap import MADV_DONTNEED, mmap
 
 
@@ -34,9 +35,23 @@ class BootSource:
                 part.madvise(MADV_DONTNEED)
 
 
+class HangAction(StrEnum):
+    """What is done with a guest that hangs: its watchdog expired, or its heartbeat stopped."""
+
+    RESET = "reset"
+    """Start it over, as the watchdog of a real machine does."""
+    STOP = "stop"
+    """End it as a crash, for its restart policy to see to."""
+    IGNORE = "ignore"
+    """Count it and say so."""
+
+
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """One machine. `memory_bytes` is checked where the RAM is made (vmm.memory)."""
+    """One machine. `memory_bytes` is checked where the RAM is made (vmm.memory).
+
+    `heartbeat_s` is how long its console may be silent before it counts as hung; 0 for ever.
+    """
 
     memory_bytes: int
     boot: BootSource
@@ -44,3 +59,5 @@ class MachineSpec:
     name: str = "vm"
     direct: bool = True
     """Execute user code on the processor itself where the host lets that be done."""
+    on_hang: HangAction = HangAction.RESET
+    heartbeat_s: float = 0.0

@@ -44,6 +44,7 @@ class Vm:
         self.machine: Machine = board.build(spec, self.console.write)
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._frozen = self._goes_on = False
         self._stopped = threading.Condition()
         self._started_s: float | None = None
         self._wall_s = 0.0
@@ -84,6 +85,7 @@ class Vm:
             MachineStateError: it is off.
         """
         with self._lock:
+            self._goes_on = False
             if self._thread is None:
                 if self.machine.power is not PowerState.PAUSED:
                     raise MachineStateError(f"{self.machine.spec.name} is not running")
@@ -104,9 +106,40 @@ class Vm:
                 raise MachineStateError(f"{self.machine.spec.name} is not paused")
             self._go()
 
+    def freeze(self) -> None:
+        """Let no instruction run until `thaw`, whatever else is asked for meanwhile.
+
+        What is paused stays so; what runs, or is resumed meanwhile, goes on when it thaws.
+        Starting and resetting raise MachineStateError meanwhile. Harmless when frozen.
+        """
+        with self._lock:
+            if self._frozen:
+                return
+            self._frozen = True
+            self._goes_on = self._thread is not None
+            if self._thread is not None:
+                self.machine.pause()
+                self._thread_ends()
+
+    def thaw(self) -> None:
+        """End `freeze`. Harmless when it is not frozen."""
+        with self._lock:
+            if not self._frozen:
+                return
+            self._frozen = False
+            if self._goes_on and self.machine.power is PowerState.PAUSED:
+                self._go()
+            self._goes_on = False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` holds it."""
+        return self._frozen
+
     def stop(self) -> None:
         """Power off, whatever the guest does. Harmless when it has ended."""
         with self._lock:
+            self._goes_on = False
             if self._thread is not None:
                 self.machine.power_off()
                 self._thread_ends()
@@ -120,6 +153,8 @@ class Vm:
             if self._thread is not None:
                 self.machine.reset()
             elif self.machine.power is PowerState.PAUSED:
+                if self._frozen:
+                    raise MachineStateError(_frozen(self.machine.spec.name))
                 self.machine.power = PowerState.OFF
                 self._go()
 
@@ -208,6 +243,11 @@ class Vm:
         return self._cpu_s + time.clock_gettime(clock)
 
     def _go(self) -> None:
+        if self._frozen:
+            if self.machine.power is not PowerState.PAUSED:
+                raise MachineStateError(_frozen(self.machine.spec.name))
+            self._goes_on = True
+            return
         self.console.reopen()
         started = threading.Event()
         failures: list[Exception] = []
@@ -264,3 +304,7 @@ class Vm:
         if errors:
             raise errors[0]
         return results[0]
+
+
+def _frozen(name: str) -> str:
+    return f"{name} stands still until its host is part of the cluster again: try again then"

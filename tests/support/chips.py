@@ -10,6 +10,7 @@ from rayvisor.vmm.devices.debugexit import DebugExit
 from rayvisor.vmm.devices.i8042 import I8042
 from rayvisor.vmm.devices.i8254 import I8254
 from rayvisor.vmm.devices.i8259 import I8259, PicPair
+from rayvisor.vmm.devices.ib700 import Ib700
 from rayvisor.vmm.devices.mc146818 import Mc146818, memory_nvram
 from rayvisor.vmm.devices.port61 import Port61
 from rayvisor.vmm.devices.port80 import Port80
@@ -164,6 +165,11 @@ def debug_exit(now_ns: int = 0) -> Rig:
     return Rig(clock, log, (DebugExit(log.event("exit")),), 1)
 
 
+def ib700(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    return Rig(clock, log, (Ib700(clock, log.event("expired")),), 2)
+
+
 RIGS: dict[str, Callable[[int], Rig]] = {
     "i8259": i8259,
     "pic-pair": pic_pair,
@@ -175,4 +181,5 @@ RIGS: dict[str, Callable[[int], Rig]] = {
     "port80": port80,
     "port92": port92,
     "debug-exit": debug_exit,
+    "ib700": ib700,
 }
