@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayvisor.actors.availability import NodeSeen
 from rayvisor.actors.calls import answer, find_actor
 from rayvisor.actors.directory import Answer, Gone, Node, Silent
 from rayvisor.actors.errors import ActorGoneError
@@ -20,7 +21,7 @@ from rayvisor.actors.names import NAMESPACE, host_actor_name
 from rayvisor.vmm.errors import MigrationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rayvisor.actors.records import Capacity, GuestStatus, Placement, Spot
     from rayvisor.migration.config import MigrationConfig
@@ -46,31 +47,41 @@ class RayCarrier:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._vms: dict[str, Any] = {}
+        self.told: Callable[[str], Capacity | None] = lambda _host_id: None
+        """What a host said of itself when it renewed its lease; it need not be asked then."""
+
+    def seen(self) -> dict[str, NodeSeen]:
+        """Every Ray node, by its id. Asks no host."""
+        raw = ray_nodes()
+        names = _names(raw)
+        return {n["NodeID"]: NodeSeen(names[n["NodeID"]], n["Alive"]) for n in raw}
 
     def nodes(self) -> list[Node]:
         """Every Ray node; a live one without a host actor gets one."""
         raw = ray_nodes()
-        names = Counter(_node_name(n) for n in raw if n["Alive"])
-        asked = {n["NodeID"]: host_actor(n["NodeID"]).capacity.remote() for n in raw if n["Alive"]}
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=HOST_START_S)
+        names = _names(raw)
+        told = {n["NodeID"]: self.told(n["NodeID"]) for n in raw if n["Alive"]}
+        actors = {host_id: host_actor(host_id) for host_id in told}
+        asked = {h: actors[h].capacity.remote() for h, capacity in told.items() if not capacity}
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=HOST_START_S)
         nodes = []
         for n in raw:
-            host_id, host_name = n["NodeID"], _node_name(n)
-            capacity: Capacity | None = None
+            host_id = n["NodeID"]
+            capacity = told.get(host_id)
             reason = ""
             if not n["Alive"]:
                 reason = f"gone: {n['DeathReasonMessage'] or 'no longer part of the cluster'}"
-            else:
+            elif capacity is None:
                 try:
                     capacity = ray.get(asked[host_id], timeout=0)
                 except (RayError, TimeoutError) as error:
                     reason = f"its host actor does not answer ({type(error).__name__})"
-                    _log.warning("host %s: %s", host_name, error)
-            unique = names[host_name] < 2
+                    _log.warning("host %s: %s", names[host_id], error)
             nodes.append(
                 Node(
                     host_id=host_id,
-                    name=host_name if unique else f"{host_name}-{host_id[:6]}",
+                    name=names[host_id],
                     address=n["NodeManagerAddress"],
                     alive=n["Alive"],
                     capacity=capacity,
@@ -127,6 +138,14 @@ class RayCarrier:
         except ActorGoneError:
             return True
         return False
+
+    def boot_of(self, source: BootSource) -> list[ray.ObjectRef[BootSource]]:
+        """A boot source as `start` wants it: it stays in the object store while that is held."""
+        return [ray.put(source)]
+
+    def revive(self, spot: Spot, token: int) -> None:
+        """Start a guest again that has ended, in its own process."""
+        answer(find_actor(spot.actor).revive.remote(token), VM_START_S)
 
     def prepare(self, placement: Placement) -> Spot:
         """An empty process on the host that the VM is to be made on, or moves to."""
@@ -202,6 +221,16 @@ class RayCarrier:
 def ray_nodes() -> list[dict[str, Any]]:
     """What Ray knows of its nodes."""
     return cast("Any", ray.nodes)()  # type: ignore[no-any-return]
+
+
+def _names(nodes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What each node is called, by its id: one that is not alone with its name has more of it."""
+    often = Counter(_node_name(n) for n in nodes if n["Alive"])
+    return {
+        n["NodeID"]: name if often[name] < 2 else f"{name}-{n['NodeID'][:6]}"
+        for n in nodes
+        for name in [_node_name(n)]
+    }
 
 
 def _node_name(node: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from rayvisor.actors.carrier import RayCarrier, host_actor, ray_nodes
 from rayvisor.actors.directory import Directory
 from rayvisor.actors.events import EventLog
 from rayvisor.actors.ft_keeper import FtKeeper
+from rayvisor.actors.guardian import Guardian, note_generation
 from rayvisor.actors.moves import Mover
 from rayvisor.actors.names import CLUSTER_ACTOR, MOVE_GROUP, NAMESPACE
 from rayvisor.actors.store import RayStore
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rayvisor.actors.events import Event
+    from rayvisor.actors.guardian import HaStats
     from rayvisor.actors.moves import MoveEnd
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.records import FtStatus, HostStatus, Placement, VmRequest, VmStatus
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.ft_config import FtConfig
@@ -38,6 +41,10 @@ class ClusterActor:
         self._directory: Directory[Sequence[ray.ObjectRef[BootSource]]] = Directory(store, carrier)
         self._mover = Mover(self._directory, carrier, self._events)
         self._keeper = FtKeeper(self._directory, carrier, self._events, store)
+        self._guardian = Guardian(self._directory, carrier, store, self._events)
+        carrier.told = self._guardian.capacity
+        note_generation(store, self._events)
+        self._guardian.start()
         services.start(services.CLUSTER, self, RayStore(), services.CLUSTER_ID)
 
     def hosts(self) -> list[HostStatus]:
@@ -47,6 +54,18 @@ class ClusterActor:
     def outcomes(self) -> dict[str, int]:
         """See `Directory.outcomes`."""
         return self._directory.outcomes()
+
+    def ha_stats(self) -> HaStats:
+        """See `Guardian.stats`."""
+        return self._guardian.stats()
+
+    def set_reserve(self, hosts: int) -> None:
+        """See `Directory.set_reserve`."""
+        self._directory.set_reserve(hosts)
+
+    def set_policy(self, name: str, policy: HaPolicy) -> None:
+        """See `Directory.set_policy`."""
+        self._directory.set_policy(name, policy)
 
     def service_addresses(self) -> dict[str, str]:
         """See `services.addresses`."""

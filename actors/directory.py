@@ -12,10 +12,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
+from rayvisor.actors import admission
+from rayvisor.actors.admission import ReserveError
+from rayvisor.actors.availability import LOST, HostState
 from rayvisor.actors.events import EventKind, EventLog
 from rayvisor.actors.ft_record import StoreCell
 from rayvisor.actors.ledger import Ledger, read_end, write_end
-from rayvisor.actors.placing import choose_host, footprint_bytes, named
+from rayvisor.actors.placing import candidates, footprint_bytes, lacking, named
+from rayvisor.actors.policy import is_ours
 from rayvisor.actors.records import (
     Capacity,
     GuestStatus,
@@ -28,18 +32,22 @@ from rayvisor.actors.records import (
     VmStatus,
 )
 from rayvisor.migration.ft_protocol import Verdict
-from rayvisor.vmm.errors import MachineStateError, PlacementError
+from rayvisor.vmm.errors import ConfigError, MachineStateError, PlacementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.store import KeyValueStore
 
 _log = logging.getLogger(__name__)
 
 _MAINTENANCE: Final = "maintenance/"
+_RESERVE: Final = "ha/reserve"
 LAST_WORDS_WAIT_S: Final = 1.0
 """How long a host may take to say how a VM's process ended, once Ray says that it did."""
+
+MAX_RESERVE: Final = 1000
 
 BootT_contra = TypeVar("BootT_contra", contravariant=True)
 
@@ -93,6 +101,28 @@ class Carrier(Protocol[BootT_contra]):
         """End a VM's process and return once it has ended. Harmless when there is none."""
 
 
+class Outlook(Protocol):
+    """What high availability knows; see `rayvisor.actors.guardian.Guardian`."""
+
+    def host(self, host_id: str) -> tuple[HostState, float] | None:
+        """How a host is, and for how long it has been silent; None if nothing is known."""
+
+    def waiting(self) -> dict[str, str]:
+        """Why each VM that is to be started again is down, by name."""
+
+
+class NoOutlook:
+    """Nothing is known."""
+
+    def host(self, _host_id: str) -> tuple[HostState, float] | None:
+        """Nothing."""
+        return None
+
+    def waiting(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+
 class Directory(Generic[BootT_contra]):
     """What the cluster actor does. A new one over the same store is the old one. Thread-safe."""
 
@@ -110,9 +140,16 @@ class Directory(Generic[BootT_contra]):
         """Held while a host is chosen and room on it set aside."""
         self._events = EventLog(store)
         self._pause_s = pause_s
+        self.outlook: Outlook = NoOutlook()
+        """Set by who watches over the hosts."""
         self._outcomes: Counter[str] = Counter(placed=0, refused=0, failed=0)
+        self._refusals: Counter[str] = Counter()
         for placement in self._ledger.placements():
-            if not placement.pid:  # whoever was creating it died with the directory before
+            if placement.comeback is not None and not placement.pid:
+                # It was being started again: whoever watches over the hosts begins anew.
+                carrier.kill(placement.spot)
+                self._ledger.shelve(placement.name, placement.token)
+            elif not placement.pid:  # whoever was creating it died with the directory before
                 carrier.kill(placement.spot)
                 self._ledger.release(placement.name, placement.token)
 
@@ -129,6 +166,7 @@ class Directory(Generic[BootT_contra]):
             promised = here + arriving
             maintained = node.host_id in maintained_ids
             has = node.capacity or Capacity(0, 0, 0)
+            health = self.outlook.host(node.host_id)
             found.append(
                 HostStatus(
                     host_id=node.host_id,
@@ -141,9 +179,11 @@ class Directory(Generic[BootT_contra]):
                     memory_bytes=has.memory_bytes,
                     memory_used_bytes=sum(footprint_bytes(r) for r in promised),
                     vms=len(here),
-                    reason=node.reason or ("in maintenance" if maintained else ""),
+                    reason=_reason(node, health) or ("in maintenance" if maintained else ""),
                     maintenance=maintained,
                     arriving=len(arriving),
+                    lease="" if health is None else health[0].value,
+                    heard_s=None if health is None else health[1],
                 )
             )
         return sorted(found, key=lambda h: (h.name, h.host_id))
@@ -181,11 +221,7 @@ class Directory(Generic[BootT_contra]):
         """
         with self.placing:
             self._ledger.check_free(request.name)
-            try:
-                host = choose_host(request, self.hosts())
-            except PlacementError:
-                self._outcomes["refused"] += 1
-                raise
+            host = self._place(request)
             placement = self._ledger.reserve(request, host.host_id, host.name)
         try:
             spot = self._carrier.prepare(placement)
@@ -206,6 +242,65 @@ class Directory(Generic[BootT_contra]):
         )
         _log.info("VM %s is on host %s", request.name, host.name)
         return _describe(placement, guest, None)
+
+    def _place(self, request: VmRequest) -> HostStatus:
+        """The host with the most room that leaves enough for the loss of others."""
+        hosts = self.hosts()
+        try:
+            fits = candidates(request, hosts)
+        except PlacementError as error:
+            self._refused(request, lacking(request, hosts), error)
+            raise
+        refusals: list[ReserveError] = []
+        for host in fits:
+            try:
+                admission.check(request, host, hosts, self._ledger.placements(), self.reserve())
+            except ReserveError as error:
+                refusals.append(error)
+            else:
+                return host
+        self._refused(request, "reserve", refusals[0])
+        raise refusals[0]
+
+    def _refused(self, request: VmRequest, lack: str, error: PlacementError) -> None:
+        self._outcomes["refused"] += 1
+        self._refusals[lack] += 1
+        self._events.write(
+            EventKind.PLACEMENT_REFUSED, str(error), vm=request.name, data={"lack": lack}
+        )
+
+    def reserve(self) -> int:
+        """The number of hosts for whose loss room is kept."""
+        text = (self._store.get(_RESERVE) or b"0").decode()
+        return int(text) if text.isdigit() else 0
+
+    def set_reserve(self, hosts: int) -> None:
+        """Keep room for the loss of so many hosts from now on; what is placed stays.
+
+        Raises:
+            ConfigError: that is no number of hosts.
+        """
+        if not 0 <= hosts <= MAX_RESERVE:
+            raise ConfigError(f"--ha-reserve {hosts}: give a number of hosts, 0 to {MAX_RESERVE}")
+        before = self.reserve()
+        self._store.put(_RESERVE, str(hosts).encode())
+        if hosts != before:
+            text = f"room is kept for the loss of {hosts} host{'s' * (hosts != 1)}"
+            self._events.write(EventKind.HA_CHANGED, text, data={"reserve": hosts})
+
+    def set_policy(self, name: str, policy: HaPolicy) -> None:
+        """From now on this is done about a VM when it ends.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        self._ledger.set_policy(name, policy)
+        text = f"VM {name} is restarted {policy.restart.value}, with priority {policy.priority}"
+        self._events.write(EventKind.HA_CHANGED, text, vm=name)
+
+    def refusals(self) -> dict[str, int]:
+        """Placements that were refused since this directory began, by what was lacking."""
+        return dict(self._refusals)
 
     def outcomes(self) -> dict[str, int]:
         """How requests to create a VM went since this directory began, by outcome."""
@@ -232,7 +327,7 @@ class Directory(Generic[BootT_contra]):
         """
         placement = self._ledger.get(name)
         (status,) = self._statuses([placement])
-        gone = status.state in {VmState.FAILED, *_ENDED}
+        gone = status.state in {VmState.FAILED, VmState.RESTARTING, *_ENDED}
         if not force and not gone:
             raise MachineStateError(
                 f"VM {name!r} is {status.state}: `rayvisor stop {name}` first, or use --force"
@@ -251,13 +346,25 @@ class Directory(Generic[BootT_contra]):
         return status
 
     def _statuses(self, placements: Sequence[Placement]) -> list[VmStatus]:
-        placed = [p for p in placements if p.pid]
-        answers = dict(zip(placed, self._carrier.ask([p.spot for p in placed]), strict=True))
+        waiting = self.outlook.waiting()
+        placed = [p for p in placements if p.pid and p.name not in waiting]
+        # A host that is not heard of is not asked: every answer would wait for it.
+        heard = [p for p in placed if not self._is_lost(p.host_id)]
+        answers: dict[str, Answer] = {p.name: Silent() for p in placed}
+        asked = self._carrier.ask([p.spot for p in heard])
+        answers |= {p.name: a for p, a in zip(heard, asked, strict=True)}
+        for p in placed:
+            if p not in heard and not self._carrier.is_alive(p.host_id):
+                answers[p.name] = Gone()
         return [
-            _describe(p, answer, self._last_words(p, answer))
+            _describe(p, answer, self._last_words(p, answer), waiting.get(p.name))
             for p in placements
-            for answer in [answers.get(p)]
+            for answer in [answers.get(p.name)]
         ]
+
+    def _is_lost(self, host_id: str) -> bool:
+        health = self.outlook.host(host_id)
+        return health is not None and health[0] in LOST
 
     def _last_words(self, placement: Placement, answer: Answer | None) -> LastWords | None:
         if not isinstance(answer, Gone) or placement.pair is not None:
@@ -278,7 +385,10 @@ class Directory(Generic[BootT_contra]):
     def _failed(self, placement: Placement, reason: str) -> LastWords:
         now_s = time.time()
         words = LastWords(VmState.FAILED, reason, now_s, now_s - placement.created_unix_s)
-        write_end(self._store, placement.name, placement.token, words)
+        # Of a VM that would be started again at once only who saw its process end may say so: a
+        # host that Ray has given up may live, and its VM with it, until its lease has ended.
+        if not is_ours(placement):
+            write_end(self._store, placement.name, placement.token, words)
         return words
 
 
@@ -294,10 +404,30 @@ def _room_elsewhere(placement: Placement) -> list[str]:
 _ENDED = {VmState.STOPPED, VmState.HALTED, VmState.EXITED, VmState.CRASHED}
 
 
-def _describe(placement: Placement, answer: Answer | None, words: LastWords | None) -> VmStatus:
+def _reason(node: Node, health: tuple[HostState, float] | None) -> str:
+    """Why a host takes no VM, apart from maintenance."""
+    if node.reason or health is None or not node.alive:
+        return node.reason
+    state, silent_s = health
+    if state is HostState.LATE:
+        return f"slow or busy: not heard of for {silent_s:.1f} s"
+    if state in LOST:
+        return f"isolated: not heard of for {silent_s:.1f} s"
+    return ""
+
+
+def _describe(
+    placement: Placement,
+    answer: Answer | None,
+    words: LastWords | None,
+    waiting: str | None = None,
+) -> VmStatus:
     request, move = placement.request, placement.move
     state, reason, uptime_s, exit_status = VmState.CREATING, "", 0.0, None
-    if words is not None:
+    if waiting is not None or (placement.comeback is not None and not placement.pid):
+        state = VmState.RESTARTING
+        reason = waiting or (placement.comeback.why if placement.comeback else "")
+    elif words is not None:
         state, reason = words.state, words.reason
         uptime_s, exit_status = words.uptime_s, words.exit_status
     elif isinstance(answer, GuestStatus):
@@ -321,4 +451,7 @@ def _describe(placement: Placement, answer: Answer | None, words: LastWords | No
         reason=reason,
         exit_status=exit_status,
         moving_to=move.target.host_name if move is not None and not move.committed else "",
+        restart=request.ha.restart.value,
+        priority=request.ha.priority,
+        restarts=placement.restarts,
     )

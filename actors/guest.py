@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+FROZEN: Final = "it stands still: its host has lost the cluster"
+
 _STATES: Final = {
     PowerState.OFF: VmState.STOPPED,
     PowerState.RUNNING: VmState.RUNNING,
@@ -139,7 +141,14 @@ class Guest:
             if self._state().is_live:
                 self._vm.reset()
                 self._started_s = time.monotonic()
-            else:
+                return self.status()
+        return self.revive()
+
+    def revive(self) -> GuestStatus:
+        """Start over a guest that has ended; one that runs is left alone."""
+        with self._lock:
+            self.require_here()
+            if not self._state().is_live:
                 if self._watch is not None:
                     self._watch.join()
                 self._forget()
@@ -304,6 +313,7 @@ class Guest:
         if state is VmState.EXITED:
             return f"debug exit with status {machine.exit_status}"
         return {
+            VmState.PAUSED: FROZEN if self._vm.frozen else "",
             VmState.STOPPED: "powered off by `stop`",
             VmState.HALTED: "the guest powered off or halted",
         }.get(state, "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
-from rayvisor.actors import services, stats
+from rayvisor.actors import lease, services, stats
 from rayvisor.actors.capacity import limited
 from rayvisor.actors.hosting import Host
 from rayvisor.actors.pool import Pool
@@ -36,6 +36,12 @@ class HostActor:
             ProcessWatch(),
             limits=lambda measured: limited(measured, resources),
         )
+        file = lease.lease_file(here.get_temp_dir(), here.get_session_name(), node_id)
+        renewal = lease.Renewal(
+            node_id, RayStore(), file, lease_s=lease.lease_s(), capacity=self._host.capacity
+        )
+        self._renewer = lease.Renewer(renewal)
+        self._renewer.start()
         pool.fill()
         place = stats.folder(here.get_temp_dir(), here.get_session_name(), node_id)
         self._meter = stats.HostMeter(node_id, place)

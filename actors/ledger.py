@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from rayvisor.actors.ft_record import effective
-from rayvisor.actors.records import LastWords, Move, Placement, Spot, VmRequest
+from rayvisor.actors.records import Comeback, LastWords, Move, Placement, Spot, VmRequest
 from rayvisor.migration.errors import OwnershipLostError
 from rayvisor.vmm.errors import ClusterError, MigrationError, UnknownVmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.store import KeyValueStore
 
 _log = logging.getLogger(__name__)
@@ -146,6 +147,76 @@ class Ledger:
                 self._store.delete(f"vm/{name}")
                 self._store.delete(f"end/{name}")
                 del self._placements[name]
+
+    def begin_comeback(
+        self, name: str, token: int, host_id: str, host_name: str, why: str
+    ) -> Placement:
+        """A VM that is down is to be started again on this host, under a new token.
+
+        Whoever had it under `token` can neither move it nor take it back any more.
+
+        Raises:
+            StaleTokenError: the VM was removed, moved or taken back in the meantime.
+        """
+        with self._lock:
+            found = self._owned(name, token)
+            if found.pair is not None:
+                raise StaleTokenError(f"VM {name!r} has a secondary, which takes over")
+            before = found.comeback
+            self._store.delete(f"end/{name}")
+            return self._write(
+                replace(
+                    found,
+                    token=self._next_token(),
+                    host_id=host_id,
+                    host_name=host_name,
+                    actor="",
+                    pid=0,
+                    move=None,
+                    took_back=None,
+                    comeback=Comeback(why, before.was, before.since_unix_s)
+                    if before
+                    else Comeback(why, found.spot, self._now_s()),
+                )
+            )
+
+    def come_back(self, name: str, token: int, pid: int) -> Placement:
+        """The VM runs again, in process `pid`.
+
+        Raises:
+            StaleTokenError: the VM was removed in the meantime.
+        """
+        with self._lock:
+            found = self._owned(name, token)
+            return self._write(replace(found, pid=pid, comeback=None, restarts=found.restarts + 1))
+
+    def count_restart(self, name: str, token: int) -> None:
+        """The VM was started again in its own process. Harmless when it is gone."""
+        with self._lock:
+            found = self._placements.get(name)
+            if found is not None and found.token == token:
+                self._write(replace(found, restarts=found.restarts + 1))
+
+    def set_policy(self, name: str, policy: HaPolicy) -> Placement:
+        """From now on this is done about the VM.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        with self._lock:
+            found = self._placements.get(name)
+            if found is None:
+                raise _unknown(name)
+            return self._write(replace(found, request=replace(found.request, ha=policy)))
+
+    def shelve(self, name: str, token: int) -> None:
+        """Starting it again failed: it waits, and holds no room. Harmless when it is gone."""
+        with self._lock:
+            found = self._placements.get(name)
+            if found is not None and found.token == token and found.comeback is not None:
+                was = found.comeback.was
+                host_id, host_name = was.host_id, was.host_name
+                self._write(replace(found, actor="", pid=0, host_id=host_id, host_name=host_name))
 
     def begin_move(self, name: str, move_id: str, host_id: str, host_name: str) -> Placement:
         """Set room aside for the VM on another host, and the token it will have there.

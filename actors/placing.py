@@ -23,26 +23,53 @@ def footprint_bytes(request: VmRequest) -> int:
 
 
 def choose_host(request: VmRequest, hosts: Sequence[HostStatus]) -> HostStatus:
-    """The host with the most memory left after it took the VM; equal ones by name.
+    """The best of `candidates`.
 
     Raises:
         PlacementError: no host with that name, or no host with room; with the numbers.
     """
-    candidates = [named(request.host, hosts)] if request.host else list(hosts)
-    fits = [h for h in candidates if _shortage(request, h) is None]
+    return candidates(request, hosts)[0]
+
+
+def candidates(request: VmRequest, hosts: Sequence[HostStatus]) -> list[HostStatus]:
+    """Hosts with room, the one with the most memory left first; equal ones by name.
+
+    Raises:
+        PlacementError: no host with that name, or no host with room; with the numbers.
+    """
+    asked = [named(request.host, hosts)] if request.host else list(hosts)
+    fits = [h for h in asked if _shortage(request, h) is None]
     if fits:
-        return min(fits, key=lambda h: (h.memory_used_bytes - h.memory_bytes, h.name))
+        return sorted(fits, key=lambda h: (h.memory_used_bytes - h.memory_bytes, h.name))
     needs = (
         f"{request.cpus} vCPU and {footprint_bytes(request) // _MIB} MiB"
         f" ({PROCESS_BYTES // _MIB} MiB of it for the VM's process)"
     )
-    why = "; ".join(f"{h.name}: {_shortage(request, h)}" for h in candidates[:8])
-    if len(candidates) > 8:
-        why += f"; and {len(candidates) - 8} more"
+    why = "; ".join(f"{h.name}: {_shortage(request, h)}" for h in asked[:8])
+    if len(asked) > 8:
+        why += f"; and {len(asked) - 8} more"
     raise PlacementError(
         f"no room for VM {request.name!r}: it needs {needs}; {why or 'the cluster has no host'};"
         " remove a VM (`rayvisor rm`), ask for less, or add a host"
     )
+
+
+def lacking(request: VmRequest, hosts: Sequence[HostStatus]) -> str:
+    """What kept a VM from being placed, in a word, for counting: that of the nearest miss."""
+    misses = {_lack(request, h) for h in hosts if request.host in {None, h.name}}
+    return next((lack for lack in LACKS if lack in misses), "no-host")
+
+
+LACKS: Final = ("memory", "vcpus", "cores", "maintenance", "away")
+"""What a host may lack, the nearest miss first."""
+
+
+def _lack(request: VmRequest, host: HostStatus) -> str:
+    if host.reason or not host.alive:
+        return "maintenance" if host.maintenance and host.alive else "away"
+    if request.cpus > host.cores:
+        return "cores"
+    return "vcpus" if request.cpus > host.vcpus - host.vcpus_used else "memory"
 
 
 def named(wanted: str, hosts: Iterable[HostStatus]) -> HostStatus:

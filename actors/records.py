@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from rayvisor.actors.policy import HaPolicy
 from rayvisor.vmm.errors import MigrationError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class VmState(StrEnum):
     """The guest died: triple fault, halted with interrupts off."""
     FAILED = "failed"
     """The VM's process is gone, or its host."""
+    RESTARTING = "restarting"
+    """It is down, and by its policy is started again: now, or after a pause."""
     UNREACHABLE = "unreachable"
     """The VM's process is there and does not answer."""
 
@@ -48,6 +51,7 @@ class VmRequest:
     image: str = ""
     host: str | None = None
     direct: bool = True
+    ha: HaPolicy = field(default_factory=HaPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,18 @@ class Protection:
 
 
 @dataclass(frozen=True, slots=True)
+class Comeback:
+    """A VM that is being started again, as the ledger knows it.
+
+    `was` is the process that had it, `why` what became of that.
+    """
+
+    why: str
+    was: Spot
+    since_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Who runs a VM. The cluster's ledger is the one place where this is decided.
 
@@ -137,6 +153,8 @@ class Placement:
     took_back: int | None = None
     ft: Protection | None = None
     remains: tuple[Remains, ...] = ()
+    comeback: Comeback | None = None
+    restarts: int = 0
 
     @property
     def spot(self) -> Spot:
@@ -216,6 +234,10 @@ class HostStatus:
     """It was evacuated, or is being: it takes no VM until it is resumed."""
     arriving: int = 0
     """VMs on their way here; they are counted in what is used, not in `vms`."""
+    lease: str = ""
+    """"held", "late", "isolated" or "dead"; empty while nothing is known of it."""
+    heard_s: float | None = None
+    """How long ago it was last heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +270,10 @@ class VmStatus:
     exit_status: int | None = None
     moving_to: str = ""
     """The host it is on its way to."""
+    restart: str = "never"
+    """Its restart policy."""
+    priority: int = 50
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from ray.experimental import internal_kv
 
@@ -28,6 +28,9 @@ class KeyValueStore(Protocol):
 
     def keys(self, prefix: str) -> list[str]:
         """Every key that starts with `prefix`, sorted."""
+
+    def items(self, prefix: str) -> dict[str, bytes]:
+        """Every key that starts with `prefix` with its value, sorted, in two questions."""
 
 
 class RayStore:
@@ -70,3 +73,12 @@ class RayStore:
             prefix.encode(), namespace=_NAMESPACE
         )
         return sorted(key.decode() for key in found)
+
+    def items(self, prefix: str) -> dict[str, bytes]:
+        """Every key that starts with `prefix` with its value, sorted."""
+        keys = [key.encode() for key in self.keys(prefix)]
+        if not keys:
+            return {}
+        client: Any = internal_kv.internal_kv_get_gcs_client()
+        found = client.internal_kv_multi_get(keys, _NAMESPACE)
+        return {key.decode(): found[key] for key in keys if key in found}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
 
-from rayvisor.actors import stats
+from rayvisor.actors import lease, stats, watching
+from rayvisor.actors.bootstore import BootStore
 from rayvisor.actors.calls import answer, find_actor
+from rayvisor.actors.events import EventLog
 from rayvisor.actors.ft_record import StoreCell, config_of, failovers_of
 from rayvisor.actors.ledger import StaleTokenError, forget_end, read_placement, write_end
 from rayvisor.actors.names import CONSOLE_GROUP, INPUT_GROUP, MOVE_GROUP
@@ -22,8 +25,17 @@ if TYPE_CHECKING:
 
     from rayvisor.actors.departure import Departure
     from rayvisor.actors.guest import Guest
+    from rayvisor.actors.leaseguard import LeaseGuard
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.quay import Berth
-    from rayvisor.actors.records import ConsoleChunk, GuestStatus, LastWords, Placement, Report
+    from rayvisor.actors.records import (
+        ConsoleChunk,
+        GuestStatus,
+        LastWords,
+        Placement,
+        Report,
+        VmRequest,
+    )
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.ft_standby import Takeover
     from rayvisor.migration.report import MigrationReport, Progress
@@ -56,8 +68,10 @@ class VmActor:
         self._actor_name = cast("str", self._here.get_actor_name())
         self._name = ""
         self._image = ""
+        self._events = EventLog(RayStore())
         self._held: Guest | None = None
         self._teller: stats.Teller | None = None
+        self._guard: LeaseGuard | None = None
         self._departure: Departure | None = None
         self._departing = threading.Lock()
 
@@ -72,6 +86,12 @@ class VmActor:
         bytes go from the object store to this process alone.
         """
         guest = self._make(placement, placement.token, boot)
+        if self._guard is not None:
+            # The guard knows the host's lease from now on; before it did, the VM may have been
+            # given to another host.
+            current = read_placement(RayStore(), placement.name)
+            if current is None or current.token != placement.token:
+                raise StaleTokenError(f"VM {placement.name!r} is elsewhere by now")
         guest.start()
         self._hold(guest)
         return self.status()
@@ -97,7 +117,7 @@ class VmActor:
             guest,
             ownership,
             started_unix_s=started_unix_s,
-            on_running=lambda: self._tell_stats(guest),
+            on_running=lambda: self._attend(guest),
         )
         return landing.listen(ray.util.get_node_ip_address())
 
@@ -138,6 +158,8 @@ class VmActor:
             raise
         if self._teller is not None:
             self._teller.stop()
+        if self._guard is not None:
+            self._guard.stop()
         guest.vm.close()
         return report
 
@@ -228,7 +250,7 @@ class VmActor:
         teller = FtTeller(placement, RayStore())
 
         def running(takeover: Takeover) -> None:
-            self._tell_stats(guest)
+            self._attend(guest)
             teller.tell_takeover(takeover)
 
         outpost = Outpost(
@@ -271,21 +293,52 @@ class VmActor:
             cpus=request.cpus,
             name=request.name,
             direct=request.direct,
+            on_hang=request.ha.on_hang,
+            heartbeat_s=request.ha.heartbeat_s,
         )
+        events = self._events
 
         def remember(words: LastWords) -> None:
             write_end(store, request.name, guest.token, words)
+            watching.tell_end(events, request.name, words)
             if self._teller is not None:
                 self._teller.tell()
 
         guest = Guest(
             Vm(spec), token, remember=remember, forget=lambda: forget_end(store, request.name)
         )
+
+        def hangs(reason: str) -> None:
+            # Not on the machine's thread, which would wait for the store.
+            told = (events, request, reason)
+            threading.Thread(target=watching.tell_hang, args=told, daemon=True).start()
+
+        guest.vm.machine.on_hang = hangs
+        self._guard = self._guard_of(request, guest)
         return guest
+
+    def _guard_of(self, request: VmRequest, guest: Guest) -> LeaseGuard | None:
+        here = self._here
+        host_id = here.get_node_id()
+        ward = watching.GuestWard(
+            request.name,
+            guest,
+            watching.Claim(self._actor_name, RayOwnership(self._actor_name), RayStore()),
+            self._events,
+            lambda before: self._token_changed(before, guest),
+        )
+        file = lease.lease_file(here.get_temp_dir(), here.get_session_name(), host_id)
+        return watching.guard_of(host_id, request, RayStore(), file, ward)
 
     def _hold(self, guest: Guest) -> None:
         self._held = guest
+        self._attend(guest)
+
+    def _attend(self, guest: Guest) -> None:
+        """It runs here: tell of it, and guard it."""
         self._tell_stats(guest)
+        if self._guard is not None:
+            self._guard.start()
 
     def _tell_stats(self, guest: Guest) -> None:
         """Have the host see what this VM counts."""
@@ -320,6 +373,26 @@ class VmActor:
         if current is not None and current.token != guest.token and current.move is None:
             raise StaleTokenError(f"VM {self._name!r} is not this process's any more")
         return guest.reset()
+
+    def keep_boot(self, policy: HaPolicy) -> HaPolicy:
+        """Keep what the VM boots, and heed the host's lease; the policy that says where it is."""
+        guest, store = self._guest, RayStore()
+        boot = BootStore(store).keep(guest.vm.machine.spec.boot)
+        policy = replace(policy, boot=boot)
+        if self._guard is None:
+            current = read_placement(store, self._name)
+            if current is None:
+                raise StaleTokenError(f"VM {self._name!r} was removed")
+            self._guard = self._guard_of(replace(current.request, ha=policy), guest)
+            if self._guard is not None:
+                self._guard.start()
+        return policy
+
+    def revive(self, token: int) -> GuestStatus:
+        """See `Guest.revive`; for whoever has the VM under this token."""
+        if self._guest.token != token:
+            raise StaleTokenError(f"VM {self._name!r} has another token by now")
+        return self._guest.revive()
 
     def report(self) -> Report:
         """See `Guest.report`."""

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from rayvisor.runtime.units import parse_bytes
+from rayvisor.actors.policy import HaPolicy, Restart
+from rayvisor.runtime import ha
+from rayvisor.runtime.units import parse_bytes, parse_seconds
 from rayvisor.vmm.errors import ConfigError
 from rayvisor.vmm.memory import MIN_MEMORY_BYTES, PAGE_BYTES
+from rayvisor.vmm.spec import HangAction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KernelFormat = Literal["auto", "linux", "elf", "multiboot", "flat"]
+
+MIN_HEARTBEAT_S = 1.0
+MAX_HEARTBEAT_S = 86400.0
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 
@@ -48,6 +58,35 @@ def _check_cpus(count: int) -> int:
     return count
 
 
+def _check_priority(priority: int) -> int:
+    with _as_value_error():
+        ha.check_priority(priority)
+    return priority
+
+
+def _check_delay(text: str) -> str:
+    with _as_value_error():
+        ha.check_delay(text)
+    return text
+
+
+def _check_heartbeat(text: str) -> str:
+    with _as_value_error():
+        seconds = parse_seconds(text)
+    if seconds and not MIN_HEARTBEAT_S <= seconds <= MAX_HEARTBEAT_S:
+        known = f"{MIN_HEARTBEAT_S:g}s to {MAX_HEARTBEAT_S:g}s, or 0s for none"
+        raise ValueError(f"heartbeat of {text}: give {known}")
+    return text
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 def _check_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -71,6 +110,13 @@ class VmSpec(BaseModel):
         format: What the kernel is, when its content does not say it.
         host: The host to run on; the cluster chooses one by default.
         direct: Execute user code on the processor itself where the host allows it.
+        restart: When it is started again after it ended: "never", "on-failure" (its process or
+            its host died, its guest crashed) or "always" (also when the guest powered off).
+        priority: Of several VMs that are down the one with the greater goes first; 0 to 100.
+        restart_delay: The pause before a second restart in a row; it doubles with each one more.
+        on_hang: What is done when its watchdog expires or its heartbeat stops: "reset", "stop"
+            or "ignore".
+        heartbeat: How long its console may be silent before it counts as hung; "0s" for ever.
 
     Raises:
         ConfigError: a value that cannot be used, in one line.
@@ -92,6 +138,11 @@ class VmSpec(BaseModel):
     format: KernelFormat = "auto"
     host: str | None = None
     direct: bool = True
+    restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
+    priority: Annotated[int, AfterValidator(_check_priority)] = 50
+    restart_delay: Annotated[str, AfterValidator(_check_delay)] = "1s"
+    on_hang: Annotated[HangAction, Field(strict=False)] = HangAction.RESET
+    heartbeat: Annotated[str, AfterValidator(_check_heartbeat)] = "0s"
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic's own signature
         try:
@@ -103,6 +154,17 @@ class VmSpec(BaseModel):
     def memory_bytes(self) -> int:
         """Guest RAM in bytes."""
         return parse_bytes(self.memory)
+
+    @property
+    def ha(self) -> HaPolicy:
+        """What is done about it when it ends or hangs."""
+        return HaPolicy(
+            restart=self.restart,
+            priority=self.priority,
+            delay_s=parse_seconds(self.restart_delay),
+            on_hang=self.on_hang,
+            heartbeat_s=parse_seconds(self.heartbeat),
+        )
 
 
 def _one_line(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rayvisor.actors.events import Event
+    from rayvisor.actors.guardian import HaStats
     from rayvisor.actors.moves import MoveEnd
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.records import FtStatus, HostStatus, Placement, VmStatus
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.report import Progress
     from rayvisor.runtime.api import VmSpec
     from rayvisor.runtime.cluster_file import ClusterFile
     from rayvisor.runtime.migrating import Evacuation
+    from rayvisor.vmm.spec import BootSource
 
 NO_CLUSTER = "no cluster: run `rayvisor up`"
 CALL_S = 30.0
@@ -63,6 +67,7 @@ class Cluster:
         cpus: int | None = None,
         dashboard: bool = False,
         working_dir: str | None = None,
+        ha_reserve: int | None = None,
         progress: Callable[[str], None] = _say_nothing,
     ) -> Self:
         """Start Ray on this machine, or join one, and Rayvisor on it. Harmless when it is up.
@@ -77,6 +82,8 @@ class Cluster:
             dashboard: Start Ray's dashboard on the loopback address.
             working_dir: A folder that holds `rayvisor`, to be sent to the hosts of a Ray that is
                 joined and has it not installed.
+            ha_reserve: Room is kept for the loss of so many hosts; as it was, at first 0, if it is
+                left out.
             progress: Called with what is being done.
 
         Raises:
@@ -102,7 +109,7 @@ class Cluster:
                             f" `rayvisor down` before one of {hosts}"
                         )
                     cluster = cls(found)
-                    cluster._join(found, progress)
+                    cluster._join(found, progress, ha_reserve)
                     return cluster
                 if _is_up(found):
                     raise ClusterError(
@@ -126,13 +133,15 @@ class Cluster:
                 file = cluster_file.ClusterFile(
                     phase="starting", owned=False, address=address, working_dir=working_dir or ""
                 )
-            return cls._finish(file, progress)
+            return cls._finish(file, progress, ha_reserve)
 
     @classmethod
-    def _finish(cls, file: ClusterFile, progress: Callable[[str], None]) -> Self:
+    def _finish(
+        cls, file: ClusterFile, progress: Callable[[str], None], ha_reserve: int | None
+    ) -> Self:
         cluster = cls(file, started=True)
         try:
-            cluster._join(file, progress)
+            cluster._join(file, progress, ha_reserve)
             cluster._file = file.model_copy(update={"phase": "up"})
             cluster_file.save(cluster._file)
         except BaseException:
@@ -234,6 +243,7 @@ class Cluster:
             image="" if spec.kernel else spec.image,
             host=spec.host,
             direct=spec.direct,
+            ha=self._with_boot(spec.ha, source),
         )
         call = self._ensure_actor().create.remote(request, [put(source)])
         try:
@@ -242,6 +252,16 @@ class Cluster:
             self._abandon(call, spec.name)
             raise
         return VmHandle(self, spec.name)
+
+    def _with_boot(self, policy: HaPolicy, source: BootSource) -> HaPolicy:
+        """The policy with what the VM boots, kept where a restart finds it."""
+        from rayvisor.actors.bootstore import BootStore
+        from rayvisor.actors.policy import Restart
+        from rayvisor.actors.store import RayStore
+
+        if policy.restart is Restart.NEVER:
+            return policy
+        return dataclasses.replace(policy, boot=BootStore(RayStore()).keep(source))
 
     def _abandon(self, call: Any, name: str) -> None:  # noqa: ANN401 - a Ray reference
         from rayvisor.actors.calls import answer
@@ -281,6 +301,35 @@ class Cluster:
             MachineStateError: it runs and `force` is not set.
         """
         return cast("VmStatus", self._call("remove", name, force=force))
+
+    def set_policy(self, name: str, policy: HaPolicy) -> None:
+        """Put down what is done about a VM when it ends; `VmHandle.set_ha` also sees to the rest.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        self._call("set_policy", name, policy)
+
+    def policy(self, name: str) -> HaPolicy:
+        """What is done about a VM when it ends.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+        """
+        placement: Placement = self._call("placement", name)
+        return placement.request.ha
+
+    def set_reserve(self, hosts: int) -> None:
+        """Keep room for the loss of so many hosts from now on; what is placed stays.
+
+        Raises:
+            ConfigError: that is no number of hosts.
+        """
+        self._call("set_reserve", hosts)
+
+    def ha_stats(self) -> HaStats:
+        """What high availability counts, since the cluster actor began."""
+        return cast("HaStats", self._call("ha_stats"))
 
     def evacuate(
         self,
@@ -360,7 +409,9 @@ class Cluster:
         self._call("ft_failover", name)
         return protecting.wait_for_failover(self, before, timeout_s)
 
-    def _join(self, file: ClusterFile, progress: Callable[[str], None]) -> None:
+    def _join(
+        self, file: ClusterFile, progress: Callable[[str], None], ha_reserve: int | None
+    ) -> None:
         """Connect to Ray and make sure that the cluster actor and every host actor answer."""
         progress("connecting")
         _connect(file)
@@ -371,6 +422,8 @@ class Cluster:
         broken = [h for h in self.hosts() if h.reason and h.alive and not h.maintenance]
         if broken:
             raise ClusterError(f"host {broken[0].name}: {broken[0].reason}")
+        if ha_reserve is not None:
+            self.set_reserve(ha_reserve)
 
     def _ensure_actor(self) -> Any:  # noqa: ANN401 - Ray's handles have no static type
         if self._actor is None:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from rayvisor.runtime import migrating
+from rayvisor.runtime import ha, migrating
 from rayvisor.runtime.console_link import ConsoleLink
 from rayvisor.runtime.expect import ExpectConsole
 from rayvisor.vmm.errors import ClusterError, MachineStateError, UnknownVmError
@@ -16,6 +16,7 @@ from rayvisor.vmm.errors import ClusterError, MachineStateError, UnknownVmError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.records import ConsoleChunk, FtStatus, GuestStatus, Report, VmStatus
     from rayvisor.migration.report import MigrationReport, Progress
     from rayvisor.vmm.debug.disasm import Instruction
@@ -56,6 +57,12 @@ class Records(migrating.Moving, Protocol):
 
     def ft_failover(self, name: str, timeout_s: float) -> FtStatus:
         """Have it go on at its secondary."""
+
+    def policy(self, name: str) -> HaPolicy:
+        """What is done about it when it ends."""
+
+    def set_policy(self, name: str, policy: HaPolicy) -> None:
+        """Change that."""
 
 
 @dataclass(slots=True)
@@ -261,6 +268,27 @@ class VmHandle:
             MigrationError: it has no secondary that is ready, or stays where it is.
         """
         return self._cluster.ft_failover(self.name, timeout_s)
+
+    def set_ha(
+        self,
+        *,
+        restart: str | None = None,
+        priority: int | None = None,
+        delay: float | str | None = None,
+    ) -> None:
+        """Change when it is started again; what is left out stays.
+
+        Raises:
+            ConfigError: a value that cannot be used.
+            MachineStateError: it has no process that could say what it boots.
+        """
+        policy = ha.changed(
+            self._cluster.policy(self.name), restart=restart, priority=priority, delay=delay
+        )
+        if ha.needs_boot(policy):
+            # The VM's process knows, and from now on heeds its host's lease.
+            policy = cast("HaPolicy", self._call("keep_boot", policy))
+        self._cluster.set_policy(self.name, policy)
 
     def console_link(self) -> ConsoleLink[Any]:
         """A reader of the console for one user, with a read always under way.

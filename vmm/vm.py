@@ -144,7 +144,9 @@ class Vm:
                 self.machine.power_off()
                 self._thread_ends()
             if self.machine.power is PowerState.PAUSED:
-                self.machine.power = PowerState.OFF
+                with self._stopped:
+                    self.machine.power = PowerState.OFF
+                    self._stopped.notify_all()
             self.console.close()
 
     def reset(self) -> None:

@@ -24,7 +24,7 @@ from rayvisor.vmm.errors import ConfigError, RayvisorError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMAND_MODULES = ("run", "image", "cluster", "migrate", "ft", "inspect", "monitor", "demo")
+COMMAND_MODULES = ("run", "image", "cluster", "migrate", "ha", "ft", "inspect", "monitor", "demo")
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2

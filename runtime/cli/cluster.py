@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from rayvisor.actors.policy import Restart
 from rayvisor.runtime.cli.output import JsonOption, emit, step
 from rayvisor.runtime.cli.run import Format
 from rayvisor.vmm.errors import ClusterError, MachineStateError
+from rayvisor.vmm.spec import HangAction
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -65,6 +67,10 @@ def up(
     object_store: Annotated[
         str, typer.Option(metavar="SIZE", help="Shared memory for Ray's objects.")
     ] = "256M",
+    ha_reserve: Annotated[
+        int | None,
+        typer.Option("--ha-reserve", metavar="N", help="Keep room for the loss of so many hosts."),
+    ] = None,
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Start Ray's dashboard, on this machine only.")
     ] = False,
@@ -89,6 +95,7 @@ def up(
             object_store=object_store,
             dashboard=dashboard,
             working_dir=None if working_dir is None else str(working_dir),
+            ha_reserve=ha_reserve,
             progress=progress,
         )
         found = len(cluster.hosts())
@@ -171,6 +178,21 @@ def create(
     host: Annotated[
         str | None, typer.Option(metavar="HOST", help="Run it there; see rayvisor hosts.")
     ] = None,
+    restart: Annotated[
+        Restart, typer.Option(help="When to start it again after it ended: on-failure, always.")
+    ] = Restart.NEVER,
+    priority: Annotated[
+        int, typer.Option(help="Of VMs that are down the greater goes first; 0 to 100.")
+    ] = 50,
+    restart_delay: Annotated[
+        str, typer.Option(metavar="TIME", help="Before a second restart in a row; it doubles.")
+    ] = "1s",
+    on_hang: Annotated[
+        HangAction, typer.Option(help="When its watchdog expires or its heartbeat stops.")
+    ] = HangAction.RESET,
+    heartbeat: Annotated[
+        str, typer.Option(metavar="TIME", help="It hangs when its console is silent for so long.")
+    ] = "0s",
     as_json: JsonOption = False,
 ) -> None:
     """Create a VM on a host with room for it and start it."""
@@ -187,6 +209,11 @@ def create(
         format=kind.value,
         host=host,
         direct=direct,
+        restart=restart,
+        priority=priority,
+        restart_delay=restart_delay,
+        on_hang=on_hang,
+        heartbeat=heartbeat,
     )
     cluster = _connect()
     if kernel is None:

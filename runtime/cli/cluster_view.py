@@ -23,6 +23,7 @@ _COLOURS: Final = {
     VmState.RUNNING: "green",
     VmState.PAUSED: "yellow",
     VmState.CREATING: "yellow",
+    VmState.RESTARTING: "yellow",
     VmState.CRASHED: "red",
     VmState.FAILED: "red",
     VmState.UNREACHABLE: "red",
@@ -84,6 +85,8 @@ def vm_details(vm: VmStatus, report: dict[str, Any] | None) -> RenderableType:
         ("memory", format_bytes(vm.memory_bytes)),
         ("vCPUs", str(vm.cpus)),
         ("image", vm.image),
+        ("restart", f"{vm.restart}, priority {vm.priority}" if vm.restart != "never" else ""),
+        ("restarts", str(vm.restarts or "")),
         ("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(vm.created_unix_s))),
         ("uptime", format_duration(vm.uptime_s)),
     ]

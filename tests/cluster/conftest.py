@@ -72,6 +72,9 @@ class MemoryStore:
     def keys(self, prefix: str) -> list[str]:
         return sorted(key for key in self.values if key.startswith(prefix))
 
+    def items(self, prefix: str) -> dict[str, bytes]:
+        return {key: self.values[key] for key in self.keys(prefix)}
+
 
 @pytest.fixture
 def store() -> MemoryStore:

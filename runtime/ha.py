@@ -1,0 +1,56 @@
+"""High availability of a VM, as people write it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rayvisor.actors.policy import MAX_DELAY_S, MAX_PRIORITY, HaPolicy, Restart
+from rayvisor.runtime.units import parse_seconds
+from rayvisor.vmm.errors import ConfigError
+
+
+def changed(
+    policy: HaPolicy, *, restart: str | None, priority: int | None, delay: float | str | None
+) -> HaPolicy:
+    """The policy with other values; what is None stays.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+    values: dict[str, Any] = {}
+    if restart is not None:
+        try:
+            values["restart"] = Restart(restart)
+        except ValueError:
+            known = ", ".join(Restart)
+            raise ConfigError(f"restart policy {restart!r}: give one of {known}") from None
+    if priority is not None:
+        check_priority(priority)
+        values["priority"] = priority
+    if delay is not None:
+        values["delay_s"] = check_delay(delay)
+    return dataclasses.replace(policy, **values)
+
+
+def check_priority(priority: int) -> None:
+    """Raise ConfigError unless it is a priority."""
+    if not 0 <= priority <= MAX_PRIORITY:
+        raise ConfigError(f"priority {priority}: give 0 to {MAX_PRIORITY}; the greater goes first")
+
+
+def check_delay(delay: float | str) -> float:
+    """The delay in seconds.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    delay_s = parse_seconds(delay)
+    if not 0 <= delay_s <= MAX_DELAY_S:
+        raise ConfigError(f"restart delay of {delay}: give 0s to {MAX_DELAY_S:g}s")
+    return delay_s
+
+
+def needs_boot(policy: HaPolicy) -> bool:
+    """Whether what the VM boots must be kept, and is not."""
+    return policy.restart is not Restart.NEVER and not policy.boot
