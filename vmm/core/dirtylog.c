@@ -35,7 +35,8 @@ void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap)
 {
     memcpy(bitmap, v->dirty_pages, rv_dirtylog_bytes(v));
     memset(v->dirty_pages, 0, rv_dirtylog_bytes(v));
-    rv_engine.tlb_flush(v->cpu);
+    /* Stores take the slow path once more; loads and fetches keep what they have. */
+    rv_engine.reset_dirty(v->cpu, (uint64_t)(uintptr_t)v->ram, v->ram_bytes);
     rv_direct_close_all(v);
 }
 

@@ -171,6 +171,8 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
                (void *env, uint32_t leaf, uint32_t sub, uint32_t *a, uint32_t *b, uint32_t *c,     \
                 uint32_t *d))                                                                      \
     RV_PRIVATE(tlb_flush, "tlb_flush_x86_64", void, (void *cpu))                                   \
+    RV_PRIVATE(reset_dirty, "tlb_reset_dirty_x86_64", void,                                        \
+               (void *cpu, uint64_t host_start, uint64_t length))                                  \
     RV_PRIVATE(tb_flush, "tb_flush_x86_64", void, (void *cpu))                                     \
     RV_PRIVATE(tb_invalidate, "tb_invalidate_phys_range_x86_64", void,                             \
                (void *uc, uint64_t start, uint64_t end))                                           \
