@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from rayvisor.actors.errors import MovedError
 from rayvisor.actors.quay import connect
-from rayvisor.migration.config import MigrationConfig
 from rayvisor.migration.errors import OwnershipLostError
 from rayvisor.migration.ft_primary import Protector
 from rayvisor.migration.ft_source import VmCheckpoints
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SEED_DOWNTIME_S: Final = 0.5
-"""Seeding ends when so much is left; the first epoch has it, and the guest waits for a part."""
-SEED_ROUNDS: Final = 5
 COMMIT_S: Final = 20.0
 SETTLE_S: Final = 20.0
 
@@ -190,12 +186,7 @@ class Shield:
             connect(berth()),
             record,
             token=self._token,
-            config=MigrationConfig(
-                downtime_s=SEED_DOWNTIME_S,
-                max_rounds=SEED_ROUNDS,
-                auto_converge=False,
-                frames_in_flight=self._config.frames_in_flight,
-            ),
+            config=self._config.seeding,
         )
         with self._lock:
             self._migration = migration

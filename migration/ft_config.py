@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from rayvisor.migration.config import MIB
+from rayvisor.migration.config import MIB, Codec, MigrationConfig
 from rayvisor.vmm.errors import ConfigError
 
 SHORTEST_EPOCH_S: Final = 0.002
 LONGEST_OF_SILENCE: Final = 1 / 3
 """The longest epoch, of the silence after which a primary is taken for dead."""
 LONGEST_EPOCHS: Final = 8
+SEED_DOWNTIME_S: Final = 0.5
+SEED_ROUNDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,21 @@ class FtConfig:
     def longest_epoch_s(self) -> float:
         """No epoch is longer, but for a link that is too slow."""
         return min(LONGEST_EPOCHS * self.epoch_s, LONGEST_OF_SILENCE * self.silence_s)
+
+    @property
+    def seeding(self) -> MigrationConfig:
+        """How the secondary gets the guest's pages first.
+
+        The first epoch has what is left then, so nobody is slowed down for the sake of little
+        being left; and packing must not take the processor away from the guest.
+        """
+        return MigrationConfig(
+            downtime_s=SEED_DOWNTIME_S,
+            max_rounds=SEED_ROUNDS,
+            auto_converge=False,
+            round_codec=Codec.LZ4,
+            frames_in_flight=self.frames_in_flight,
+        )
 
     @property
     def beat_s(self) -> float:

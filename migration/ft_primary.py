@@ -22,7 +22,7 @@ from rayvisor.migration.errors import IllegalPhaseError, OwnershipLostError
 from rayvisor.migration.ft_pace import Pace
 from rayvisor.migration.ft_protocol import Primary, PrimaryPhase, Verdict
 from rayvisor.migration.ft_source import plain_inputs, plain_state
-from rayvisor.migration.sending import TRIAL_PAGES, WORTHWHILE, Tally
+from rayvisor.migration.sending import TRIAL_PAGES, Tally
 from rayvisor.vmm.errors import MachineStateError, MigrationError
 from rayvisor.vmm.stats import FtStats
 
@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 RETRY_S: Final = 0.1
 LISTEN_S: Final = 0.02
 CLOSE_S: Final = 1.0
+DELTAS_PAY: Final = 2.0
+"""How much better than not at all differences must pack to be worth their copies."""
 _P = PrimaryPhase
 
 
@@ -275,7 +277,7 @@ class Protector:
         put(frames.MachineState(plain_state(checkpoint), running=True, stopped_for_ns=0))
         put(frames.EpochEnd(epoch, last, plain_inputs(checkpoint)), self._check)
         if self._deltas.pages >= TRIAL_PAGES:
-            if self._deltas.ratio < WORTHWHILE * self._whole.ratio:
+            if self._deltas.ratio < DELTAS_PAY:
                 self._source.forget_copies()
             self._whole, self._deltas = Tally(), Tally()
 

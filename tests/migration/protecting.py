@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rayvisor.migration.config import MigrationConfig
 from rayvisor.migration.ft_config import FtConfig
 from rayvisor.migration.ft_inputs import Inputs
 from rayvisor.migration.ft_primary import Protector
@@ -110,7 +109,7 @@ class Protected:
             SocketTransport(self.connection),
             Record(),
             token=1,
-            config=MigrationConfig(downtime_s=1.0, frames_in_flight=self.config.frames_in_flight),
+            config=self.config.seeding,
         )
         seeded = migration.seed()
         self.source = WatchedCheckpoints(vm, self.inputs, self.config, seeded.pending)
