@@ -190,6 +190,7 @@ class Goodbye:
 
     def __init__(self, standby: Standby, vm: Vm) -> None:
         self.feed, self.idle = standby.feed, standby.idle
+        self.urgent = True
         self._vm = vm
 
     def disconnected(self) -> None:
