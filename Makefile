@@ -120,8 +120,10 @@ sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	$(PY) -P -m pytest -p no:cacheprovider --capture=sys $(CORE_TESTS) $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: image .venv/.dev ## guests and random input for SOAK_S seconds, then 300 migrations
+soak: image .venv/.dev ## guests, random input and storms for SOAK_S seconds each; 300 migrations
 	@.ci/soak $(SOAK_S) $(PYTEST_ARGS)
+	@echo "User code under a storm, for $(SOAK_S) s"
+	@$(PY) -m bench.ring3_storm --seconds $(SOAK_S)
 	@echo "Moving a guest among three hosts, 300 times, with 50 kills"
 	@$(PY) -m bench.soak_migration
 

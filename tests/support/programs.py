@@ -1,7 +1,8 @@
 """Static guest programs, compiled with the host's compiler when a test or a benchmark runs.
 
 A program is one file, programs/NAME.c, or all C files of programs/NAME/. The result is kept in
-the user's cache folder under the digest of everything that went into it.
+the user's cache folder under the digest of everything that went into it. One whose name ends in
+_32 is of 32 bits and brings its own start: it has no C library, so that gcc needs none for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ PROGRAMS: Final = Path(__file__).resolve().parents[1] / "guest" / "programs"
 # assembly pushes flags. Baseline x86-64: every CPU, real or translated, has it.
 FLAGS: Final = (
     "-std=gnu11 -O2 -march=x86-64 -mno-red-zone -fno-pie -no-pie -static -Wall -Wextra -Werror"
+).split()
+FLAGS_32: Final = (
+    "-m32 -std=gnu11 -O2 -march=i686 -ffreestanding -nostdlib -fno-stack-protector"
+    " -fno-pie -no-pie -static -Wall -Wextra -Werror"
 ).split()
 
 
@@ -63,16 +68,33 @@ def build_program(name: str) -> Path:
     """
     files = sources(name)
     folder = cache_dir() / "guest-programs"
-    target = folder / f"{name}-{_digest(files, FLAGS)}"
+    flags = FLAGS_32 if name.endswith("_32") else FLAGS
+    target = folder / f"{name}-{_digest(files, flags)}"
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         out = Path(scratch) / name
-        command = ["gcc", *FLAGS, "-o", str(out), *map(str, files), "-lm"]
+        libraries = [] if flags is FLAGS_32 else ["-lm"]
+        command = ["gcc", *flags, "-o", str(out), *map(str, files), *libraries]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CompileError(f"{name}: {done.stderr.strip()}")
         # Another process may be building the same: the last rename wins, with the same bytes.
         out.replace(target)
     return target
+
+
+def build_into(folder: Path, *names: str) -> Path:
+    """Links to several programs in one folder, for those that look for each other.
+
+    Returns:
+        The link to the first.
+
+    Raises:
+        CompileError: one does not compile.
+        FileNotFoundError: there is no such program.
+    """
+    for name in names:
+        (folder / name).symlink_to(build_program(name))
+    return folder / names[0]
