@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.report import Report, finish, percentile
 from rayvisor.actors.ledger import read_placement
 from rayvisor.actors.records import VmState
 from rayvisor.actors.store import RayStore
@@ -114,6 +115,10 @@ class Tally:
     lines: int = 0
     downtimes_s: list[float] = field(default_factory=list)
     totals_s: list[float] = field(default_factory=list)
+    stopped_s: list[float] = field(default_factory=list)
+    """Of the downtimes: the last pages and the state, until COMMIT."""
+    handover_s: list[float] = field(default_factory=list)
+    """Of the downtimes: from COMMIT until the source has heard that the guest runs."""
     longest_gap_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,6 +131,13 @@ class Tally:
             "lines": self.lines,
             "downtime_median_s": statistics.median(self.downtimes_s or [0.0]),
             "downtime_max_s": max(self.downtimes_s, default=0.0),
+            "downtime_p95_s": percentile(self.downtimes_s or [0.0], 95),
+            "stopped_median_s": statistics.median(self.stopped_s or [0.0]),
+            "stopped_p95_s": percentile(self.stopped_s or [0.0], 95),
+            "stopped_max_s": max(self.stopped_s, default=0.0),
+            "handover_median_s": statistics.median(self.handover_s or [0.0]),
+            "handover_p95_s": percentile(self.handover_s or [0.0], 95),
+            "handover_max_s": max(self.handover_s, default=0.0),
             "total_median_s": statistics.median(self.totals_s or [0.0]),
             "longest_gap_s": self.longest_gap_s,
         }
@@ -184,6 +196,8 @@ class Soak:
         self.tally.moved += 1
         self.tally.downtimes_s.append(report.downtime_s)
         self.tally.totals_s.append(report.total_s)
+        self.tally.stopped_s.append(report.phases["stopped_s"])
+        self.tally.handover_s.append(report.phases["handover_s"])
 
     def _move_and_kill(self, target: str) -> None:
         outcome: list[str] = []
@@ -302,6 +316,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=3)
     parser.add_argument("--memory", default="256M")
     parser.add_argument("--megabytes", type=int, default=32, help="that the guest keeps")
+    parser.add_argument("--results", action="store_true", help="write bench/results/, too")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))  # noqa: S311
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -320,8 +335,28 @@ def main() -> int:
             except SoakError as error:
                 print(f"soak: {error}", file=sys.stderr)
                 return 1
+    if arguments.results:
+        write(tally, arguments.hosts)
     print(tally.as_dict())
     return 0
+
+
+def write(tally: Tally, hosts: int) -> None:
+    """The results as files."""
+    found = tally.as_dict()
+    finish(
+        Report(
+            name="soak_migration",
+            title=f"A soak of migrations among {hosts} hosts, with kills",
+            columns=("what", "found"),
+            rows=tuple((what.replace("_", " "), value) for what, value in found.items()),
+            notes=(
+                "the guest verifies its pages, its clocks and its own line numbers: no error",
+                "a kill of the process that owns the VM loses it, and no copy of it runs",
+                "downtimes are those of moves without a kill: stopped until COMMIT, handover after",
+            ),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-NICER: Final = 10
-"""A tenth of the time of a core that a thread of the usual priority wants, too."""
+NICER: Final = 15
+"""A thirtieth of the time of a core that a thread of the usual priority wants, too."""
+PATIENCE_S: Final = 1.0
+STARVED_SHARE: Final = 0.3
 LEAST_PRIORITY: Final = 19
 
 
@@ -32,6 +35,15 @@ def give_way() -> None:
         # Such threads do not take a core from another when they wake, and so seldom have one taken
         # while they hold the interpreter lock, which a vCPU may be waiting for.
         os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+
+
+def starved(since_s: float) -> bool:
+    """Whether the calling thread, at work since `since_s`, gives way to more than a guest.
+
+    So it is on a host that is overloaded, which is when its VMs should get away from it.
+    """
+    elapsed_s = time.monotonic() - since_s
+    return elapsed_s > PATIENCE_S and time.thread_time() < STARVED_SHARE * elapsed_s
 
 
 def in_background(work: Callable[[], T], name: str) -> T:

@@ -85,7 +85,7 @@ class Migration:
         token: The fencing token under which the VM runs here.
         config: Limits and choices.
         route: Names of the two hosts, for the report.
-        on_progress: Called now and then, on the thread that runs.
+        on_progress: Called now and then, by one thread at a time.
     """
 
     def __init__(

@@ -10,10 +10,11 @@ once, within the downtime target, or the guest runs on after a few milliseconds.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import frames, pages
-from rayvisor.migration.background import in_background
+from rayvisor.migration.background import in_background, starved
 from rayvisor.migration.convergence import Step
 from rayvisor.migration.errors import MigrationTimeoutError
 from rayvisor.migration.hot import HotPages
@@ -75,6 +76,9 @@ class Rounds:
         self._check_limits = check_limits
         self._may_pause = may_pause
         self._watch = HotPages(source, sender.pages)
+        self._next_page = 0
+        self._capped_s = 0.0
+        self._starved = False
         self.console_offset = 0
         self.pending = b""
 
@@ -88,18 +92,19 @@ class Rounds:
         """
         self._talk.outbox.pace(urgent=False)
         step = in_background(self._begin, "migration-pack")
-        while step is Step.TRY:
-            step = self._try_to_stop()
-            if step is Step.ROUND:
+        while step in {Step.TRY, Step.ROUND}:
+            if step is Step.TRY:
+                step = self._try_to_stop()
+            elif self._starved:
+                step = self._until_decided()
+            else:
                 step = in_background(self._until_decided, "migration-pack")
         return step
 
     def hurry(self) -> None:
         """The guest stands still: neither the cap nor other work may hold its pages up."""
-        outbox = self._talk.outbox
-        outbox.limit(None)
-        outbox.pace(urgent=True)
-        self._talk.put(frames.Pace(urgent=True))
+        self._talk.outbox.limit(None)
+        self._pace(urgent=True)
 
     def send_console(self) -> None:
         """Send the console output that has not been sent."""
@@ -119,16 +124,25 @@ class Rounds:
         return self._until_decided()
 
     def _until_decided(self) -> Step:
+        """The next step; ROUND if this thread gives way to too many."""
         book, outbox = self._book, self._talk.outbox
+        since_s = time.monotonic()
         while True:
-            capped_s = outbox.capped_s
-            count = self._send_round()
+            if not self._next_page:
+                self._capped_s = outbox.capped_s
+                book.begin_round(pages.count(self.pending))
+            if not self._send_pages(since_s):
+                _log.info("this host is overloaded: the move does not give way any more")
+                self._starved = True
+                self._pace(urgent=True)
+                return Step.ROUND
+            count = self._end_round()
             self.pending = self._watch.take()
             left = pages.count(self.pending)
             done = book.end_round(left)
             self._check()
             # The last round will not be held back by the cap.
-            free_s = max(0.0, done.seconds - (outbox.capped_s - capped_s))
+            free_s = max(0.0, done.seconds - (outbox.capped_s - self._capped_s))
             decision = book.convergence.after(count, free_s, left)
             _log.debug("round %d: %d pages, %d left, %s", done.number, count, left, decision)
             self._source.throttle(decision.throttle)
@@ -143,22 +157,33 @@ class Rounds:
             if decision.step is not Step.ROUND:
                 return decision.step
 
-    def _send_round(self) -> int:
-        goal = pages.count(self.pending)
-        self._book.begin_round(goal)
+    def _send_pages(self, since_s: float) -> bool:
+        """Send the round's pages; whether all have been: not if this thread is starved."""
         number = len(self._book.report.rounds)
-        self._sender.send(
+        looks = number == 0 and pages.count(self.pending) >= WORTH_LOOKING_PAGES
+        page = self._sender.send(
             self.pending,
             self._config.round_codec,
             self._config.chunk_bytes,
             turn=Turn.LATER if number else Turn.FIRST,
             check=self._check,
-            skip=self._look if number == 0 and goal >= WORTH_LOOKING_PAGES else lambda: None,
+            skip=self._look if looks else lambda: None,
+            first=self._next_page,
+            leave=lambda: not self._starved and starved(since_s),
         )
+        self._next_page = page if page < self._sender.pages else 0
+        return page == self._sender.pages
+
+    def _end_round(self) -> int:
         self.send_console()
-        self._talk.put(frames.RoundEnd(number))
+        self._talk.put(frames.RoundEnd(len(self._book.report.rounds)))
         self._talk.reply(frames.Ack, None, self._check_limits)
         return self._book.sent_in_round
+
+    def _pace(self, *, urgent: bool) -> None:
+        self._talk.outbox.pace(urgent=urgent)
+        if self._may_pause:  # a secondary is always as fast as it can be
+            self._talk.put(frames.Pace(urgent=urgent))
 
     def _look(self) -> bytes | None:
         """Pages that need not be sent in the first round; the destination makes room for them."""
@@ -169,7 +194,7 @@ class Rounds:
 
     def _try_to_stop(self) -> Step:
         """STOP with the guest paused, or ROUND with the guest running."""
-        book, outbox = self._book, self._talk.outbox
+        book = self._book
         book.stopped_ns = self._source.pause()
         self.hurry()
         self.pending = pages.union(self.pending, self._watch.take())
@@ -183,9 +208,8 @@ class Rounds:
         if decision.step is Step.ROUND:
             self._source.resume()
             book.stopped_ns = None
-            outbox.limit(self._config.bandwidth_bytes_per_s)
-            outbox.pace(urgent=False)
-            self._talk.put(frames.Pace(urgent=False))
+            self._talk.outbox.limit(self._config.bandwidth_bytes_per_s)
+            self._pace(urgent=self._starved)
         return decision.step
 
     def _send_sample(self, sample: bytes) -> tuple[int, float]:

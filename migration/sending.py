@@ -116,8 +116,10 @@ class PageSender:
         turn: Turn,
         check: Callable[[], None],
         skip: Callable[[], bytes | None] = lambda: None,
-    ) -> None:
-        """Send pages as they are now.
+        first: int = 0,
+        leave: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Send pages as they are now, from page `first` on; where to go on.
 
         Args:
             pending: Which, as a bitmap.
@@ -126,9 +128,11 @@ class PageSender:
             turn: Which round this is.
             check: Called before each frame and while waiting; it may raise.
             skip: Asked before each frame for pages that need not be sent any more.
+            first: The first page.
+            leave: Asked before each frame whether to stop there.
         """
-        page = 0
-        while page < self.pages:
+        page = first
+        while page < self.pages and not leave():
             check()
             needless = skip()
             if needless is not None:
@@ -141,6 +145,7 @@ class PageSender:
                 self._put(picked.change_runs, picked.changes, b"", codec, self._deltas, check)
                 if self._deltas.pages >= TRIAL_PAGES and not self._deltas_pay:
                     self._picker.forget()
+        return page
 
     def send_piece(self, pending: bytes, first: int, codec: Codec | None, chunk_bytes: int) -> int:
         """Send one frame of whole pages, from page `first` on; where to go on."""

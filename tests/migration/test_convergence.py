@@ -53,7 +53,7 @@ def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_stopped() -> None:
 def test_what_might_fit_once_the_guest_stands_still_is_tried() -> None:
     convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
     assert convergence.after(14_000, 0.16, 12_800).step is Step.TRY
-    assert convergence.after_sample(1_000, 0.003, 11_000, 0.008).step is Step.STOP
+    assert convergence.after_sample(1_000, 0.0025, 11_000, 0.008).step is Step.STOP
 
 
 def test_a_sample_that_says_too_long_lets_the_guest_run_on() -> None:

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayvisor.migration import pages
+from rayvisor.migration import rounds as rounds_module
 from rayvisor.migration.arrival import Arrival
 from rayvisor.migration.background import NICER
 from rayvisor.migration.config import Codec, MigrationConfig
@@ -210,6 +212,37 @@ def test_a_protected_guest_is_never_paused_on_the_way(monkeypatch: pytest.Monkey
     pair.migration.seed()
     assert left == []
     assert pair.source.running
+
+
+def test_on_an_overloaded_host_a_move_stops_giving_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Amid a round: what had been sent is not sent again, and nothing is left out."""
+    asked: list[int] = []
+
+    def starved(_: float) -> bool:
+        asked.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return len(asked) == 5
+
+    monkeypatch.setattr(rounds_module, "starved", starved)
+    pair = Pair(MigrationConfig(chunk_bytes=4096, round_codec=Codec.RAW))
+    for page in range(20):
+        pair.source.write(page, bytes([page + 1]) * 4096)
+    nice: list[int] = []
+    pick = pages.Picker.pick
+
+    def picking(
+        self: pages.Picker, pending: bytes, first: int, chunk_bytes: int, *, keep: bool
+    ) -> pages.Picked:
+        nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return pick(self, pending, first, chunk_bytes, keep=keep)
+
+    monkeypatch.setattr(pages.Picker, "pick", picking)
+    report = pair.migration.run()
+    assert pair.destination.memory == pair.source.memory
+    assert (report.outcome, report.pages_sent) == ("moved", 20)
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert nice[:4] == [min(19, usual + NICER)] * 4
+    assert set(nice[4:]) == {usual}
+    assert len(asked) == 5
 
 
 def test_what_gives_way_is_not_what_runs_the_guest() -> None:
