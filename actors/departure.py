@@ -103,12 +103,14 @@ class Departure:
         Raises:
             MigrationFailedError: it stays here; has the report.
         """
+        guest.departure = self
         try:
             self._report = self._run(guest, berth, ownership, config)
         except BaseException as error:
             self._error = error
             raise
         finally:
+            guest.departure = None
             self._over.set()
         return self._report
 

@@ -22,11 +22,13 @@ from rayvisor.vmm.debug.direct import direct_as_dict
 from rayvisor.vmm.debug.disasm import Instruction, disassemble_at
 from rayvisor.vmm.errors import MachineStateError
 from rayvisor.vmm.machine import PowerState
-from rayvisor.vmm.stats import FtStats, VmStats, measure
+from rayvisor.vmm.memory import PAGE_BYTES
+from rayvisor.vmm.stats import FtStats, MoveStats, VmStats, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rayvisor.actors.departure import Departure
     from rayvisor.actors.shield import Shield
     from rayvisor.vmm.exits import ExitCensus
     from rayvisor.vmm.vm import Vm
@@ -74,6 +76,8 @@ class Guest:
         """Its secondary, the last one if there have been several."""
         self.failovers: int | None = None
         """How often it has gone on from a secondary; None where it is not to be fault tolerant."""
+        self.departure: Departure | None = None
+        """The migration away from here that goes on, if one does."""
         self._lock = threading.Lock()
         self._stopped = self._left = False
         self._started_s = 0.0
@@ -227,11 +231,28 @@ class Guest:
             entered=self._entered,
             image=image,
             ft=None if self.failovers is None else self.ft_stats(),
+            move=self._move_stats(),
         )
 
     def ft_stats(self) -> FtStats:
         """What is counted of its fault tolerance."""
         return stats_of(self.shield, self.failovers or 0)
+
+    def _move_stats(self) -> MoveStats | None:
+        departure = self.departure
+        progress = departure.progress if departure is not None else None
+        if progress is None:
+            return None
+        return MoveStats(
+            phase=progress.phase,
+            round=progress.round,
+            remaining_bytes=progress.remaining_pages * PAGE_BYTES,
+            sent_bytes=progress.bytes_sent,
+            dirty_bytes_per_s=progress.dirty_pages_per_s * PAGE_BYTES,
+            sent_bytes_per_s=progress.bytes_per_s,
+            throttle_ratio=progress.throttle,
+            elapsed_s=progress.elapsed_s,
+        )
 
     def report(self) -> Report:
         """The VM's report."""

@@ -146,6 +146,7 @@ class VmActor:
                 config = None
         if config is None:
             return departure.wait()
+        self._hurry(True)
         try:
             report = departure.run(
                 guest,
@@ -155,6 +156,7 @@ class VmActor:
             )
         except BaseException:
             self._token_changed(placement.token, guest)
+            self._hurry(False)
             raise
         if self._teller is not None:
             self._teller.stop()
@@ -346,6 +348,10 @@ class VmActor:
         place = stats.folder(here.get_temp_dir(), here.get_session_name(), here.get_node_id())
         self._teller = stats.Teller(place, guest.token, lambda: guest.stats(self._image))
         self._teller.start()
+
+    def _hurry(self, hurried: bool) -> None:
+        if self._teller is not None:
+            self._teller.hurry(hurried)
 
     def _token_changed(self, before: int, guest: Guest) -> None:
         if guest.token != before and self._teller is not None:

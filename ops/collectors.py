@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric as Family
 
-    from rayvisor.ops.migrations import MigrationBook
-    from rayvisor.vmm.stats import HostStats
+    from rayvisor.ops.event_book import EventBook
+    from rayvisor.vmm.stats import FtStats, HostStats, MoveStats, VmStats
 
 LIVE_STATES: Final = ("running", "paused")
 ENDED_STATES: Final = ("stopped", "halted", "exited", "crashed")
 """States of a VM that has a process; shown with 0 too, so that a graph has no holes."""
+
+FT_STATES: Final = ("seeding", "protected", "lagging", "unprotected")
+"""Shown with 0 too, so that an alert on one of them sees it begin and end."""
 
 _NEVER_ENTERED: Final = {"running": 0, "crashed": 0}
 """Shown from the beginning: an increase is only seen of a series that was there before."""
@@ -53,14 +56,14 @@ class ClusterFacts:
     Attributes:
         outcomes: requests to create a VM, by outcome.
         looked_unix_s: when the hosts were looked at.
-        migrations: what migrations did; None where it is not known.
+        book: what happened; None where it is not known.
         addresses: where each host's metrics are, as HOST:PORT by host id.
     """
 
     hosts: tuple[HostFacts, ...] = ()
     outcomes: Mapping[str, int] = field(default_factory=dict)
     looked_unix_s: float = 0.0
-    migrations: MigrationBook | None = None
+    book: EventBook | None = None
     addresses: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,7 +95,6 @@ class HostCollector(Collector):
             page.add(metrics.VM_START_TIME, vm.started_unix_s, name)
             page.add(metrics.VM_AGE, max(0.0, now_s - vm.told_unix_s), name)
             page.add(metrics.VM_VCPUS, vm.cpus, name)
-            page.add(metrics.VM_VCPU_CPU, vm.vcpu_cpu_s, name)
             page.add(metrics.VM_MEMORY, vm.memory_bytes, name)
             page.add(metrics.VM_MEMORY_TOUCHED, vm.touched_bytes, name)
             page.add(metrics.VM_CONSOLE, vm.console_bytes, name)
@@ -101,6 +103,11 @@ class HostCollector(Collector):
                 page.add(metrics.VM_EXITS, count, name, kind)
             for state, count in {**_NEVER_ENTERED, **vm.entered}.items():
                 page.add(metrics.VM_TRANSITIONS, count, name, state)
+            _add_time(page, vm)
+            if vm.move is not None:
+                _add_move(page, name, vm.move)
+            if vm.ft is not None:
+                _add_ft(page, name, vm.ft)
             process = stats.processes.get(name)
             if process is not None:
                 page.add(metrics.VM_PROCESS_CPU, process.cpu_s, name)
@@ -127,6 +134,43 @@ def _add_host(page: Page, stats: HostStats) -> None:
         page.add(metrics.HOST_VMS, count, state)
     page.add(metrics.HOST_VMS_STARTED, stats.vms_started)
     page.add(metrics.HOST_VM_FAILURES, stats.vm_failures)
+
+
+def _add_time(page: Page, vm: VmStats) -> None:
+    busy_s = vm.vcpu_cpu_s + vm.native_s + vm.stolen_s
+    page.add(metrics.VM_TIME, vm.native_s, vm.name, "native")
+    page.add(metrics.VM_TIME, max(0.0, vm.vcpu_cpu_s - vm.switching_s), vm.name, "translated")
+    page.add(metrics.VM_TIME, vm.switching_s, vm.name, "switching")
+    page.add(metrics.VM_TIME, vm.stolen_s, vm.name, "stolen")
+    page.add(metrics.VM_TIME, max(0.0, vm.wall_s - busy_s), vm.name, "idle")
+    page.add(metrics.VM_TIMERS, vm.timers, vm.name)
+    page.add(metrics.VM_TIMERS_LATE, vm.timers_late_s, vm.name)
+    page.add(metrics.VM_INTERRUPTS_LATE, vm.interrupts_late_s, vm.name)
+
+
+def _add_move(page: Page, name: str, move: MoveStats) -> None:
+    page.add(metrics.MOVE_PHASE, 1, name, move.phase)
+    page.add(metrics.MOVE_ROUND, move.round, name)
+    page.add(metrics.MOVE_ELAPSED, move.elapsed_s, name)
+    page.add(metrics.MOVE_REMAINING, move.remaining_bytes, name)
+    page.add(metrics.MOVE_SENT, move.sent_bytes, name)
+    page.add(metrics.MOVE_DIRTY_RATE, move.dirty_bytes_per_s, name)
+    page.add(metrics.MOVE_SEND_RATE, move.sent_bytes_per_s, name)
+    page.add(metrics.MOVE_THROTTLE, move.throttle_ratio, name)
+
+
+def _add_ft(page: Page, name: str, ft: FtStats) -> None:
+    for state in FT_STATES:
+        page.add(metrics.FT_STATE, int(state == ft.state), name, state)
+    page.add(metrics.FT_EPOCHS, ft.epochs, name)
+    page.add(metrics.FT_EPOCH, ft.epoch_s, name)
+    page.add(metrics.FT_PAUSE, ft.pause_s, name)
+    page.add(metrics.FT_LAG, ft.lag_s, name)
+    page.add(metrics.FT_DIRTY, ft.dirty_bytes, name)
+    page.add(metrics.FT_DIRTIED, ft.dirty_bytes_total, name)
+    page.add(metrics.FT_SENT, ft.sent_bytes_total, name)
+    page.add(metrics.FT_HELD, ft.held_bytes, name)
+    page.add(metrics.FT_FAILOVERS, ft.failovers, name)
 
 
 def _add_build(page: Page) -> None:
@@ -163,14 +207,16 @@ class ClusterCollector(Collector):
             page.add(metrics.CLUSTER_HOST_VMS, host.vms, host.name)
         for outcome, count in facts.outcomes.items():
             page.add(metrics.CLUSTER_PLACEMENTS, count, outcome)
-        if facts.migrations is not None:
-            _add_migrations(page, facts.migrations)
+        if facts.book is not None:
+            for kind, count in facts.book.kinds.items():
+                page.add(metrics.CLUSTER_EVENTS, count, kind)
+            _add_migrations(page, facts.book)
         if facts.looked_unix_s:
             page.add(metrics.CLUSTER_AGE, max(0.0, time.time() - facts.looked_unix_s))
         return page
 
 
-def _add_migrations(page: Page, book: MigrationBook) -> None:
+def _add_migrations(page: Page, book: EventBook) -> None:
     for outcome, count in book.outcomes.items():
         page.add(metrics.CLUSTER_MIGRATIONS, count, outcome)
     page.add_histogram(metrics.CLUSTER_MIGRATION_DURATION, book.duration)

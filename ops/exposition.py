@@ -26,14 +26,14 @@ from rayvisor.ops.collectors import (
     HostFacts,
     Lookout,
 )
-from rayvisor.ops.migrations import READ_AT_ONCE, MigrationBook
+from rayvisor.ops.event_book import READ_AT_ONCE, EventBook
 from rayvisor.ops.page import CONTENT_TYPE
 from rayvisor.vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from rayvisor.ops.migrations import EventLike
+    from rayvisor.ops.event_book import EventLike
     from rayvisor.ops.page import Page
     from rayvisor.vmm.stats import HostStats
 
@@ -183,7 +183,7 @@ def serve_host(subject: HostSubject, announce: Callable[[str], None]) -> Metrics
 
 def serve_cluster(subject: ClusterSubject, announce: Callable[[str], None]) -> MetricsServer:
     """Serve the cluster's metrics and where its hosts' are, and say where."""
-    book = MigrationBook()
+    book = EventBook()
     lookout = Lookout(lambda: look_at(subject, book))
     server = _listen(
         ClusterCollector(lambda: lookout.facts),
@@ -197,7 +197,7 @@ def serve_cluster(subject: ClusterSubject, announce: Callable[[str], None]) -> M
     return server
 
 
-def look_at(subject: ClusterSubject, book: MigrationBook) -> ClusterFacts:
+def look_at(subject: ClusterSubject, book: EventBook) -> ClusterFacts:
     """The cluster as it is now; after an error, as if nothing were there."""
     try:
         hosts = tuple(facts_of(host) for host in subject.hosts())

@@ -105,8 +105,14 @@ VM_AGE = _gauge(
     "vm_stats_age_seconds", "How long ago the VM's process told its statistics.", "seconds", "vm"
 )
 VM_VCPUS = _gauge("vm_vcpus", "The VM's vCPUs.", "", "vm")
-VM_VCPU_CPU = _counter(
-    "vm_vcpu_seconds_total", "CPU time of executing the guest and its chips.", "seconds", "vm"
+VM_TIME = _counter(
+    "vm_vcpu_seconds_total",
+    "Where the vCPU's time went: guest code run directly (native), translated code and chips"
+    " (translated), going between the two (switching), ready but without a CPU (stolen), halted"
+    " (idle).",
+    "seconds",
+    "vm",
+    "kind",
 )
 VM_PROCESS_CPU = _counter(
     "vm_process_cpu_seconds_total", "CPU time of the VM's whole process.", "seconds", "vm"
@@ -125,12 +131,89 @@ VM_RESIDENT = _gauge(
 VM_EXITS = _counter(
     "vm_exits_total", "Times the guest left the translator, by kind.", "", "vm", "kind"
 )
+VM_TIMERS = _counter("vm_timers_total", "Alarms of the VM's chips that have fired.", "", "vm")
+VM_TIMERS_LATE = _counter(
+    "vm_timer_lateness_seconds_total",
+    "How long after their deadlines alarms of the VM's chips fired, all together.",
+    "seconds",
+    "vm",
+)
+VM_INTERRUPTS_LATE = _counter(
+    "vm_interrupt_lateness_seconds_total",
+    "How long interrupts waited for the guest to take them, all together.",
+    "seconds",
+    "vm",
+)
 VM_CONSOLE = _counter(
     "vm_console_output_bytes_total", "Bytes the guest wrote to its console.", "bytes", "vm"
 )
 VM_RESETS = _counter("vm_resets_total", "Times the VM started over without a power-off.", "", "vm")
 VM_TRANSITIONS = _counter(
     "vm_transitions_total", "Times the VM entered a state.", "", "vm", "state"
+)
+
+MOVE_PHASE = _gauge(
+    "vm_migration_phase",
+    "The phase of the VM's migration that goes on: always 1.",
+    "",
+    "vm",
+    "phase",
+)
+MOVE_ROUND = _gauge("vm_migration_round", "The pre-copy round, from 1.", "", "vm")
+MOVE_ELAPSED = _gauge(
+    "vm_migration_elapsed_seconds", "How long the VM's migration has gone on.", "seconds", "vm"
+)
+MOVE_REMAINING = _gauge(
+    "vm_migration_remaining_bytes", "Guest memory that is not at the destination.", "bytes", "vm"
+)
+MOVE_SENT = _gauge(
+    "vm_migration_sent_bytes", "What the migration that goes on has sent.", "bytes", "vm"
+)
+MOVE_DIRTY_RATE = _gauge(
+    "vm_migration_dirty_bytes_per_second",
+    "How fast the guest writes pages that must be sent again.",
+    "",
+    "vm",
+)
+MOVE_SEND_RATE = _gauge(
+    "vm_migration_sent_bytes_per_second", "How fast guest memory is sent.", "", "vm"
+)
+MOVE_THROTTLE = _gauge(
+    "vm_migration_throttle_ratio",
+    "The share of its time that the guest is kept from running so that its migration ends.",
+    "",
+    "vm",
+)
+
+FT_STATE = _gauge(
+    "vm_ft_state",
+    "The state of a VM's fault tolerance: 1 for the one of seeding, protected, lagging and"
+    " unprotected that it is in.",
+    "",
+    "vm",
+    "state",
+)
+FT_EPOCHS = _counter(
+    "vm_ft_epochs_total", "Checkpoints that the secondary has acknowledged.", "", "vm"
+)
+FT_EPOCH = _gauge("vm_ft_epoch_seconds", "Length of the last epoch.", "seconds", "vm")
+FT_PAUSE = _gauge(
+    "vm_ft_pause_seconds", "How long the guest stood for the last checkpoint.", "seconds", "vm"
+)
+FT_LAG = _gauge(
+    "vm_ft_lag_seconds",
+    "Age of the last acknowledged checkpoint: the work that a failover would do again.",
+    "seconds",
+    "vm",
+)
+FT_DIRTY = _gauge("vm_ft_dirty_bytes", "Pages written in the last epoch.", "bytes", "vm")
+FT_DIRTIED = _counter("vm_ft_dirty_bytes_total", "Pages written, by epochs.", "bytes", "vm")
+FT_SENT = _counter("vm_ft_sent_bytes_total", "What was sent to the secondary.", "bytes", "vm")
+FT_HELD = _gauge(
+    "vm_ft_held_output_bytes", "Output that waits for the checkpoint of its epoch.", "bytes", "vm"
+)
+FT_FAILOVERS = _counter(
+    "vm_ft_failovers_total", "How often the VM has gone on from its secondary.", "", "vm"
 )
 
 CLUSTER_HOST_UP = Metric(
@@ -187,6 +270,13 @@ CLUSTER_MIGRATION_BYTES = Metric(
     Kind.COUNTER,
     "Bytes that migrations sent, also those that did not move their VM.",
     unit="bytes",
+    scope=Scope.CLUSTER,
+)
+CLUSTER_EVENTS = Metric(
+    "cluster_events_total",
+    Kind.COUNTER,
+    "Events in the cluster's log, by kind.",
+    labels=("kind",),
     scope=Scope.CLUSTER,
 )
 CLUSTER_AGE = Metric(

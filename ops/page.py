@@ -12,7 +12,7 @@ from rayvisor.ops import metrics
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rayvisor.ops.migrations import Histogram
+    from rayvisor.ops.event_book import Histogram
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})

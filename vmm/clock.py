@@ -37,6 +37,10 @@ class AlarmClock:
     def __init__(self) -> None:
         self._slots: list[AlarmSlot] = []
         self._firing = False
+        self.fired = 0
+        """Alarms that have fired."""
+        self.late_ns = 0
+        """How long after their deadlines, all together."""
         self.on_change: Callable[[], None] = lambda: None
 
     def now_ns(self) -> int:
@@ -74,6 +78,8 @@ class AlarmClock:
                 if deadline is None or deadline > now:
                     break
                 slot.deadline_ns = None
+                self.fired += 1
+                self.late_ns += now - deadline
                 slot.fire()
         finally:
             self._firing = False

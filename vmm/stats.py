@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rayvisor.vmm.vm import Vm
 
+_NS_PER_S: Final = 1_000_000_000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system (stat(2))
 
 
@@ -53,6 +54,29 @@ class FtStats:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveStats:
+    """A migration that goes on, as its source sees it.
+
+    Attributes:
+        phase: as in `rayvisor.migration.phases`.
+        round: the pre-copy round, from 1.
+        remaining_bytes: guest memory that is not there yet.
+        dirty_bytes_per_s: how fast the guest writes pages that must be sent again.
+        sent_bytes_per_s: how fast pages are sent.
+        throttle_ratio: the share of its time that the guest is kept from running.
+    """
+
+    phase: str
+    round: int
+    remaining_bytes: int
+    sent_bytes: int
+    dirty_bytes_per_s: float
+    sent_bytes_per_s: float
+    throttle_ratio: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class VmStats:
     """One VM, as its own process sees it. Counts are since power-on unless they say otherwise.
 
@@ -64,11 +88,19 @@ class VmStats:
         memory_bytes: guest RAM, as configured.
         touched_bytes: guest RAM that has pages behind it. It falls when pages are given back.
         vcpu_cpu_s: CPU time of the thread that executes the guest.
+        native_s: CPU time of guest code that ran directly, beside that of the thread.
+        switching_s: CPU time, of the thread's, of going between translated and direct code.
+        stolen_s: how long the thread could have run and did not, because the host was busy.
+        wall_s: how long the guest has been on and not paused.
+        timers: alarms of the board's chips that have fired.
+        timers_late_s: how long after their deadlines, all together.
+        interrupts_late_s: how long interrupts waited for the guest to take them, all together.
         exits: exits by kind, also kinds that did not happen.
         console_bytes: console output.
         resets: starts over without a power-off, since its process began.
         entered: how often each state was entered, since its process began.
         ft: its fault tolerance; None where it is not wanted.
+        move: the migration that goes on, if one does.
     """
 
     name: str
@@ -83,13 +115,22 @@ class VmStats:
     vcpu_cpu_s: float
     console_bytes: int
     resets: int
+    native_s: float = 0.0
+    switching_s: float = 0.0
+    stolen_s: float = 0.0
+    wall_s: float = 0.0
+    timers: int = 0
+    timers_late_s: float = 0.0
+    interrupts_late_s: float = 0.0
     image: str = ""
     exits: dict[str, int] = field(default_factory=dict)
     entered: dict[str, int] = field(default_factory=dict)
     ft: FtStats | None = None
+    move: MoveStats | None = None
 
 
 _FIELDS: Final = tuple(f.name for f in fields(VmStats))
+_PARTS: Final = {"ft": FtStats, "move": MoveStats}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +185,7 @@ def measure(
     entered: Mapping[str, int],
     image: str = "",
     ft: FtStats | None = None,
+    move: MoveStats | None = None,
 ) -> VmStats:
     """How the VM is now. Any thread; the guest does not notice.
 
@@ -163,11 +205,17 @@ def measure(
         exits=machine.vcpu.exit_counts(),
         touched_bytes=os.fstat(machine.ram.fd).st_blocks * _BLOCK_BYTES,
         vcpu_cpu_s=vm.cpu_s,
+        stolen_s=vm.stolen_s,
+        wall_s=vm.wall_s,
+        timers=machine.clock.fired,
+        timers_late_s=machine.clock.late_ns / _NS_PER_S,
+        interrupts_late_s=machine.vcpu.interrupts_late_ns() / _NS_PER_S,
         console_bytes=vm.console.end_offset,
         resets=machine.resets,
         image=image,
         entered=dict(entered),
         ft=ft,
+        move=move,
     )
 
 
@@ -175,8 +223,9 @@ def encode(stats: VmStats) -> bytes:
     """The stats as JSON."""
     # Not by asdict, whose deep copies cost as much as everything else a VM does to tell.
     values = {name: getattr(stats, name) for name in _FIELDS}
-    if stats.ft is not None:
-        values["ft"] = asdict(stats.ft)
+    for name in _PARTS:
+        if values[name] is not None:
+            values[name] = asdict(values[name])
     return json.dumps(values, separators=(",", ":")).encode()
 
 
@@ -188,8 +237,9 @@ def decode(data: bytes) -> VmStats:
     """
     try:
         values = json.loads(data)
-        if values.get("ft") is not None:
-            values["ft"] = FtStats(**values["ft"])
+        for name, kind in _PARTS.items():
+            if values.get(name) is not None:
+                values[name] = kind(**values[name])
         return VmStats(**values)
     except (AttributeError, TypeError, ValueError) as error:
         raise CorruptStateError(f"no statistics of a VM: {error}") from None

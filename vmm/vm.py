@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayvisor.vmm import board
@@ -49,6 +50,7 @@ class Vm:
         self._started_s: float | None = None
         self._wall_s = 0.0
         self._cpu_s = 0.0
+        self._stolen_s = 0.0
 
     @property
     def power(self) -> PowerState:
@@ -65,6 +67,22 @@ class Vm:
         except OSError:  # the thread has ended since it was looked at
             return self._cpu_s
 
+    @property
+    def wall_s(self) -> float:
+        """How long it has been on and not paused, since power-on. Never waits."""
+        return self._wall_now_s()
+
+    @property
+    def stolen_s(self) -> float:
+        """How long the guest's thread could have run but had no CPU, since power-on. Never waits.
+
+        0 where the kernel keeps no schedstat.
+        """
+        thread = self._thread
+        if thread is None or thread.native_id is None:
+            return self._stolen_s
+        return self._stolen_s + _waited_s(thread.native_id)
+
     def start(self) -> None:
         """Power on, or start over after it has ended.
 
@@ -75,7 +93,7 @@ class Vm:
         with self._lock:
             if self._thread is not None or self.machine.power is PowerState.PAUSED:
                 raise MachineStateError(f"{self.machine.spec.name} is on already")
-            self._wall_s = self._cpu_s = 0.0
+            self._wall_s = self._cpu_s = self._stolen_s = 0.0
             self._go()
 
     def pause(self) -> None:
@@ -234,7 +252,8 @@ class Vm:
                 return "powered off from outside"
 
     def _wall_now_s(self) -> float:
-        running_s = time.monotonic() - self._started_s if self._started_s is not None else 0.0
+        started_s = self._started_s
+        running_s = time.monotonic() - started_s if started_s is not None else 0.0
         return self._wall_s + running_s
 
     def _cpu_now_s(self) -> float:
@@ -276,6 +295,7 @@ class Vm:
                 self.console.close()
             with self._stopped:
                 self._cpu_s += time.thread_time()
+                self._stolen_s += _waited_s(threading.get_native_id())
                 self._wall_s = self._wall_now_s()
                 self._started_s = None
                 self._thread = None
@@ -310,3 +330,12 @@ class Vm:
 
 def _frozen(name: str) -> str:
     return f"{name} stands still until its host is part of the cluster again: try again then"
+
+
+def _waited_s(thread_id: int) -> float:
+    """How long a thread of this process was ready to run and did not (proc(5): schedstat)."""
+    try:
+        line = Path(f"/proc/self/task/{thread_id}/schedstat").read_text(encoding="ascii")
+        return int(line.split()[1]) / 1_000_000_000
+    except (OSError, ValueError, IndexError):
+        return 0.0

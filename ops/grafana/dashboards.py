@@ -9,19 +9,20 @@ from grafana_foundation_sdk.builders.dashboard import Row
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from rayvisor.ops import metrics
-from rayvisor.ops.grafana.panels import choice, dashboard, graph, stat
+from rayvisor.ops.grafana.ft import ft
+from rayvisor.ops.grafana.migration import migration
+from rayvisor.ops.grafana.panels import OF_VM, ON_HOST, RATE, choice, dashboard, graph, stat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-RATE: Final = "$__rate_interval"
-ON_HOST: Final = 'host=~"$host"'
-OF_VM: Final = 'vm=~"$vm"'
 BUSY: Final = 'mode!="idle"'
 HOST_CPU: Final = metrics.HOST_CPU.full_name
 VM_CPU: Final = metrics.VM_PROCESS_CPU.full_name
+VCPU: Final = metrics.VM_TIME.full_name
+WORKING: Final = 'kind=~"native|translated|switching"'
 CONSOLE: Final = metrics.VM_CONSOLE.full_name
 
 
@@ -299,13 +300,52 @@ def vm() -> Dashboard:
                 "CPU, in cores",
                 "none",
                 (
-                    f"sum by (vm) (rate(rayvisor_vm_vcpu_seconds_total{{{OF_VM}}}[{RATE}]))",
+                    f"sum by (vm) (rate({VCPU}{{{OF_VM},{WORKING}}}[{RATE}]))",
                     "{{vm}} guest and chips",
                 ),
                 (
                     f"sum by (vm) (rate(rayvisor_vm_process_cpu_seconds_total{{{OF_VM}}}[{RATE}]))",
                     "{{vm}} whole process",
                 ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Where the vCPUs' time goes",
+                "percentunit",
+                (
+                    (
+                        f"sum by (kind) (rate({VCPU}{{{OF_VM}}}[{RATE}]))"
+                        f" / scalar(sum(rate({VCPU}{{{OF_VM}}}[{RATE}])))"
+                    ),
+                    "{{kind}}",
+                ),
+                stacked=True,
+                at_most=1,
+                about="Native is guest code run directly; stolen, ready but without a CPU.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Lateness, mean",
+                "s",
+                (
+                    (
+                        f"rate(rayvisor_vm_timer_lateness_seconds_total{{{OF_VM}}}[{RATE}])"
+                        f" / rate(rayvisor_vm_timers_total{{{OF_VM}}}[{RATE}])"
+                    ),
+                    "{{vm}} timers",
+                ),
+                (
+                    (
+                        f"rate(rayvisor_vm_interrupt_lateness_seconds_total{{{OF_VM}}}[{RATE}])"
+                        " / on (vm) sum by (vm)"
+                        f' (rate(rayvisor_vm_exits_total{{{OF_VM},kind="interrupt"}}[{RATE}]))'
+                    ),
+                    "{{vm}} interrupts",
+                ),
+                limits=(0.01, 0.1),
+                about="Timers after their deadlines; interrupts until the guest takes them.",
             )
         )
         .with_panel(
@@ -362,78 +402,12 @@ def vm() -> Dashboard:
     )
 
 
-def migration() -> Dashboard:
-    """What moved, and what it cost."""
-    count, downtime, duration = (
-        "rayvisor_cluster_migrations_total",
-        "rayvisor_cluster_migration_downtime_seconds",
-        "rayvisor_cluster_migration_duration_seconds",
-    )
-    return (
-        dashboard("rayvisor-migration", "Rayvisor / Migration", "What moved.", [])
-        .with_row(Row("Migrations"))
-        .with_panel(
-            stat("Moved, in a day", "short", f'sum(increase({count}{{outcome="moved"}}[1d]))')
-        )
-        .with_panel(
-            stat(
-                "Failed, in a day",
-                "short",
-                f'sum(increase({count}{{outcome="failed"}}[1d]))',
-                limits=(None, 1),
-            )
-        )
-        .with_panel(
-            stat(
-                "Downtime, mean",
-                "s",
-                f"sum({downtime}_sum) / sum({downtime}_count)",
-                limits=(0.3, 1),
-                about="How long a guest stands still, over all that moved.",
-            )
-        )
-        .with_panel(stat("Duration, mean", "s", f"sum({duration}_sum) / sum({duration}_count)"))
-        .with_panel(stat("Sent", "bytes", "sum(rayvisor_cluster_migration_sent_bytes_total)"))
-        .with_panel(stat("In maintenance", "short", "sum(rayvisor_cluster_host_maintenance)"))
-        .with_panel(
-            graph(
-                "Migrations that ended, in 5 minutes",
-                "short",
-                (f"sum by (outcome) (increase({count}[5m]))", "{{outcome}}"),
-            )
-        )
-        .with_panel(
-            graph(
-                "Sent, a second",
-                "Bps",
-                (f"sum(rate(rayvisor_cluster_migration_sent_bytes_total[{RATE}]))", "all"),
-            )
-        )
-        .with_panel(
-            graph(
-                "Downtime, over an hour",
-                "s",
-                (f"histogram_quantile(0.5, sum by (le) (rate({downtime}_bucket[1h])))", "median"),
-                (f"histogram_quantile(0.95, sum by (le) (rate({downtime}_bucket[1h])))", "95 %"),
-                limits=(0.3, 1),
-            )
-        )
-        .with_panel(
-            graph(
-                "Duration, over an hour",
-                "s",
-                (f"histogram_quantile(0.5, sum by (le) (rate({duration}_bucket[1h])))", "median"),
-                (f"histogram_quantile(0.95, sum by (le) (rate({duration}_bucket[1h])))", "95 %"),
-            )
-        )
-    )
-
-
 ALL: Final[dict[str, Callable[[], Dashboard]]] = {
     "cluster": cluster,
     "host": host,
     "vm": vm,
     "migration": migration,
+    "ft": ft,
 }
 """By the name of the file."""
 

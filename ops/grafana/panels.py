@@ -47,6 +47,10 @@ SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG: Final = "rayvisor"
 SMALL, HALF = 4, 12  # of the 24 columns of a dashboard
 
+RATE: Final = "$__rate_interval"
+ON_HOST: Final = 'host=~"$host"'
+OF_VM: Final = 'vm=~"$vm"'
+
 Query = tuple[str, str]
 """(PromQL, legend). A legend in Grafana's notation: {{label}}."""
 

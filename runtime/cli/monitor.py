@@ -145,11 +145,11 @@ def _host_page(cluster: Cluster, name: str | None) -> Page:
 def _cluster_page(cluster: Cluster) -> Page:
     from rayvisor.actors.observing import events, outcomes
     from rayvisor.ops.collectors import ClusterCollector, ClusterFacts
+    from rayvisor.ops.event_book import EventBook
     from rayvisor.ops.exposition import facts_of
-    from rayvisor.ops.migrations import MigrationBook
 
     hosts = tuple(facts_of(h) for h in cluster.hosts())
-    book = MigrationBook()
+    book = EventBook()
     book.read(events())
     facts = ClusterFacts(hosts, outcomes(), time.time(), book)
     return ClusterCollector(lambda: facts).page()

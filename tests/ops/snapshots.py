@@ -6,10 +6,14 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from rayvisor.vmm.stats import HostStats, ProcessStats, VmStats
+from rayvisor.vmm.stats import FtStats, HostStats, MoveStats, ProcessStats, VmStats
 
 MIB = 1 << 20
 NOW_S = 1_800_000_000.0
+
+
+A_MOVE = MoveStats("precopy", 2, 3 * MIB, 90 * MIB, 2.0 * MIB, 50.0 * MIB, 0.2, 1.5)
+AN_FT = FtStats("protected", 100, 0.025, 0.002, 0.03, MIB, 80 * MIB, 20 * MIB, 12, 1)
 
 
 def a_vm(name: str = "web", **values: Any) -> VmStats:  # noqa: ANN401 - fields of VmStats
@@ -24,6 +28,13 @@ def a_vm(name: str = "web", **values: Any) -> VmStats:  # noqa: ANN401 - fields 
         memory_bytes=128 * MIB,
         touched_bytes=75 * MIB,
         vcpu_cpu_s=12.5,
+        native_s=5.0,
+        switching_s=1.0,
+        stolen_s=2.0,
+        wall_s=100.0,
+        timers=900,
+        timers_late_s=0.25,
+        interrupts_late_s=0.125,
         console_bytes=196,
         resets=0,
         image="debian",

@@ -15,14 +15,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rayvisor.ops import metrics
 from rayvisor.ops.collectors import (
+    FT_STATES,
     ClusterCollector,
     ClusterFacts,
     HostCollector,
     HostFacts,
     Lookout,
 )
-from rayvisor.ops.migrations import MigrationBook
-from tests.ops.snapshots import MIB, a_host, a_vm
+from rayvisor.ops.event_book import EventBook
+from tests.ops.snapshots import A_MOVE, AN_FT, MIB, a_host, a_vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,13 @@ def test_a_vm_and_its_host() -> None:
     assert value(found, "vm_state", vm="db", state="crashed") == 1
     assert value(found, "vm_exits_total", vm="web", kind="io_in") == 700
     assert value(found, "vm_memory_touched_bytes", vm="web") == 75 * MIB
-    assert value(found, "vm_vcpu_seconds_total", vm="web") == 12.5
+    spent = {
+        kind: value(found, "vm_vcpu_seconds_total", vm="web", kind=kind)
+        for kind in ("native", "translated", "switching", "stolen", "idle")
+    }
+    assert spent == {"native": 5, "translated": 11.5, "switching": 1, "stolen": 2, "idle": 80.5}
+    assert value(found, "vm_timer_lateness_seconds_total", vm="web") == 0.25
+    assert value(found, "vm_interrupt_lateness_seconds_total", vm="web") == 0.125
     assert value(found, "vm_process_cpu_seconds_total", vm="web") == 10
     assert value(found, "vm_process_resident_bytes", vm="web", part="own") == 70 * MIB
 
@@ -83,8 +90,25 @@ def test_a_vm_that_is_gone_leaves_no_series() -> None:
     assert any(("vm", "db") in labels for _, labels in second)
 
 
+def test_a_migration_that_goes_on() -> None:
+    found = host_samples(a_vm("web", move=A_MOVE), a_vm("db"))
+    assert value(found, "vm_migration_phase", vm="web", phase="precopy") == 1
+    assert value(found, "vm_migration_remaining_bytes", vm="web") == 3 * MIB
+    assert value(found, "vm_migration_dirty_bytes_per_second", vm="web") == 2 * MIB
+    assert not any("migration" in name for name, labels in found if ("vm", "db") in labels)
+
+
+def test_fault_tolerance() -> None:
+    found = host_samples(a_vm("web", ft=AN_FT), a_vm("db"))
+    states = {s: value(found, "vm_ft_state", vm="web", state=s) for s in FT_STATES}
+    assert states == {"seeding": 0, "protected": 1, "lagging": 0, "unprotected": 0}
+    assert value(found, "vm_ft_held_output_bytes", vm="web") == 12
+    assert value(found, "vm_ft_failovers_total", vm="web") == 1
+    assert not any("_ft_" in name for name, labels in found if ("vm", "db") in labels)
+
+
 def test_every_metric_of_a_host_is_measured() -> None:
-    found = {name for name, _ in host_samples(a_vm())}
+    found = {name for name, _ in host_samples(a_vm(move=A_MOVE, ft=AN_FT))}
     assert found == {m.full_name for m in metrics.ALL if m.scope is metrics.Scope.HOST}
 
 
@@ -93,13 +117,14 @@ def test_the_cluster() -> None:
         (HostFacts("a", True, 3), HostFacts("b", False, 1)),
         {"placed": 4, "refused": 2},
         looked_unix_s=time.time(),
-        migrations=MigrationBook(),
+        book=EventBook(),
     )
     found = read(ClusterCollector(lambda: facts).page().text().decode())
     assert value(found, "cluster_host_up", host="a") == 1
     assert value(found, "cluster_host_up", host="b") == 0
     assert value(found, "cluster_host_vms", host="a") == 3
     assert value(found, "cluster_placements_total", outcome="refused") == 2
+    assert value(found, "cluster_events_total", kind="ft_failover") == 0
     wanted = {m.full_name for m in metrics.ALL if m.scope is metrics.Scope.CLUSTER}
     names = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in found}
     assert names == wanted | {"rayvisor_build_info"}
@@ -111,7 +136,7 @@ def test_the_cluster() -> None:
         lambda: HostCollector(lambda: a_host(a_vm("web"), a_vm("db"))).page(),
         lambda: ClusterCollector(
             lambda: ClusterFacts(
-                (HostFacts('q"uo\\te\n', True, 0),), {"placed": 1}, 0.0, MigrationBook()
+                (HostFacts('q"uo\\te\n', True, 0),), {"placed": 1}, 0.0, EventBook()
             )
         ).page(),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 from rayvisor.migration.report import MigrationReport
 from rayvisor.ops.collectors import ClusterCollector, ClusterFacts, HostFacts
+from rayvisor.ops.event_book import EventBook
 from rayvisor.ops.exposition import (
     HOST_PORT,
     MetricsServer,
@@ -21,7 +22,6 @@ from rayvisor.ops.exposition import (
     serve_host,
     targets,
 )
-from rayvisor.ops.migrations import MigrationBook
 from rayvisor.vmm.errors import ConfigError
 from tests.ops.snapshots import a_host, a_vm
 
@@ -153,7 +153,7 @@ def test_a_cluster_that_fails_is_shown_as_nothing() -> None:
         def hosts(self) -> list[Status]:
             raise RuntimeError("Ray is going down")
 
-    assert look_at(Broken(), MigrationBook()) == ClusterFacts()
+    assert look_at(Broken(), EventBook()) == ClusterFacts()
 
 
 def test_two_hosts_on_a_machine_do_not_fight_for_the_usual_port(
@@ -198,7 +198,7 @@ def test_a_host_in_maintenance_is_up_and_a_silent_one_is_not() -> None:
         Status("b", "silent", cores=0),
         Status("c", "gone", alive=False),
     ]
-    facts = look_at(Cluster(hosts), MigrationBook())
+    facts = look_at(Cluster(hosts), EventBook())
     assert [(h.up, h.maintenance) for h in facts.hosts] == [
         (True, True),
         (False, False),
@@ -216,7 +216,7 @@ def test_migrations_are_counted_once_each_from_the_event_log() -> None:
             Event("3", "migration_failed", {"report": {"bytes_sent": 30}}),
         ]
     )
-    book = MigrationBook()
+    book = EventBook()
     for _ in range(2):
         facts = look_at(cluster, book)
     cluster.happened.append(Event("4", "migration_cancelled"))

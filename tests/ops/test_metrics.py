@@ -10,7 +10,7 @@ from rayvisor.ops import metrics
 from rayvisor.ops.metrics import ALL, Kind, Metric
 
 LABELS = {
-    *("vm", "host", "state", "kind", "mode", "part", "image", "outcome"),
+    *("vm", "host", "state", "kind", "mode", "part", "image", "outcome", "phase"),
     *("version", "python", "unicorn"),
 }
 """Each has as many values as there are VMs, hosts or images, or as the code names."""

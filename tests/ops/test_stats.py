@@ -15,8 +15,8 @@ from rayvisor.actors.capacity import memory_now
 from rayvisor.actors.stats import HostMeter, Teller
 from rayvisor.vmm.errors import CorruptStateError
 from rayvisor.vmm.machine import PowerState
-from rayvisor.vmm.stats import FtStats, decode, encode, measure
-from tests.ops.snapshots import a_vm
+from rayvisor.vmm.stats import decode, encode, measure
+from tests.ops.snapshots import A_MOVE, AN_FT, a_vm
 from tests.support import flat
 from tests.support.machines import flat_vm
 
@@ -150,6 +150,66 @@ def test_memory_of_a_container_is_that_of_its_cgroup(tmp_path: Path) -> None:
 
 
 def test_fault_tolerance_is_told_too() -> None:
-    ft = FtStats("protected", epochs=7, epoch_s=0.025, held_bytes=3)
-    told = a_vm(ft=ft)
+    told = a_vm(ft=AN_FT)
     assert decode(encode(told)) == told
+
+
+def test_a_migration_is_told_too() -> None:
+    told = a_vm(move=A_MOVE)
+    assert decode(encode(told)) == told
+
+
+def test_a_teller_in_a_hurry_tells_at_once_and_ends_when_told(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def tell() -> VmStats:
+        told.append(time.monotonic())
+        return a_vm()
+
+    teller = Teller(tmp_path, 1, tell)
+    teller.start()
+    for hurried in (True, False):
+        before = len(told)
+        teller.hurry(hurried)
+        deadline_s = time.monotonic() + 20
+        while len(told) == before:
+            assert time.monotonic() < deadline_s, "not told at once"
+            time.sleep(0.01)
+    teller.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+TICKS = """
+    pic_init 0xFFFE
+    gate64 0x20, handler
+    pit_start 2, 11932
+    xor ebp, ebp
+    sti
+1:  hlt
+    cmp ebp, 50
+    jb 1b
+    cli
+    xor eax, eax
+    exit_al
+handler:
+    inc ebp
+    push rax
+    eoi
+    pop rax
+    iretq
+"""
+
+
+def test_timers_interrupts_and_what_the_time_went_to() -> None:
+    """50 ticks of 10 ms, between which the guest halts."""
+    with flat_vm(flat.long_mode(TICKS), memory_bytes=4 << 20) as vm:
+        vm.start()
+        assert vm.wait(60) is PowerState.EXITED
+        told = stats_of(vm)
+        assert told.wall_s >= 0.49
+        assert told.vcpu_cpu_s + told.stolen_s <= told.wall_s
+        assert told.timers >= 1
+        assert told.timers_late_s > 0
+        assert told.exits["interrupt"] >= 1
+        assert 0 < told.interrupts_late_s < told.wall_s
+        assert (told.native_s, told.switching_s) == (0, 0)

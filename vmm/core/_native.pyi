@@ -181,6 +181,9 @@ class Vcpu:
     def exit_counts(self) -> tuple[int, ...]:
         """Exits by kind, in the order of census.h. Any thread."""
 
+    def interrupts_late_ns(self) -> int:
+        """Time from INTR's rise until the guest took the interrupt, all together. Any thread."""
+
     def clear_census(self) -> None:
         """Count from zero."""
 

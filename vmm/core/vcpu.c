@@ -230,10 +230,19 @@ void rv_vcpu_set_intr(struct rv_vcpu *v, bool level)
     uint32_t was = __atomic_exchange_n(&v->intr, level, __ATOMIC_SEQ_CST);
     if (!level)
         return;
+    if (!was)
+        __atomic_store_n(&v->intr_since_ns, rv_now_ns(), __ATOMIC_RELAXED);
     if (!was && rv_current != v)
         wake_up(v);
     else
         rv_vcpu_ask(v);
+}
+
+void rv_vcpu_note_taken(struct rv_vcpu *v)
+{
+    int64_t since = __atomic_exchange_n(&v->intr_since_ns, 0, __ATOMIC_RELAXED);
+    if (since)
+        __atomic_add_fetch(&v->intr_late_ns, (uint64_t)(rv_now_ns() - since), __ATOMIC_RELAXED);
 }
 
 void rv_vcpu_raise_nmi(struct rv_vcpu *v)

@@ -71,6 +71,8 @@ struct rv_vcpu {
     uint32_t stop;      /* RV_STOP_* */
     uint32_t intr;      /* level of INTR */
     uint32_t nmi;       /* an NMI edge is pending */
+    int64_t intr_since_ns; /* when INTR rose, or 0 */
+    uint64_t intr_late_ns; /* interrupts waited so long for the guest to take them, together */
     int64_t deadline_ns; /* of the machine's next alarm, on CLOCK_MONOTONIC */
     int64_t linger_ns;   /* when the board wants `left` called at the latest */
 
@@ -129,6 +131,8 @@ void rv_vcpu_linger(struct rv_vcpu *v, int64_t ns);
 /* The level of INTR. Any thread. */
 void rv_vcpu_set_intr(struct rv_vcpu *v, bool level);
 void rv_vcpu_raise_nmi(struct rv_vcpu *v);
+/* The guest takes the interrupt that INTR stands for. The vCPU's thread alone. */
+void rv_vcpu_note_taken(struct rv_vcpu *v);
 
 /* Bytes of translated code that are kept. Not while running. */
 size_t rv_vcpu_code_bytes(const struct rv_vcpu *v);

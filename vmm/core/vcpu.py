@@ -161,6 +161,7 @@ class Vcpu:
         self.start_dirty_log = self._core.start_dirty_log
         self.stop_dirty_log = self._core.stop_dirty_log
         self.harvest_dirty = self._core.harvest_dirty
+        self.interrupts_late_ns = self._core.interrupts_late_ns
         self.engine_cpuid = self._core.engine_cpuid
         self.save_raw = self._core.save
 

@@ -1,4 +1,4 @@
-"""Migrations, counted from what the cluster's event log says of each that has ended."""
+"""What the cluster's event log says, counted: events by kind, and migrations that ended."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ OUTCOMES: Final = {
     "migration_cancelled": "cancelled",
 }
 """Outcome by kind of event."""
+
+WATCHED: Final = (
+    *("ft_protected", "ft_unprotected", "ft_lagging", "ft_failover", "vm_failed"),
+    *("vm_restarted", "vm_restart_failed", "vm_hung", "host_isolated", "host_dead"),
+)
+"""Shown with 0, too: an increase is only seen of a series that was there before."""
 
 READ_AT_ONCE: Final = 1000
 
@@ -52,10 +58,11 @@ class Histogram:
         self.total += value
 
 
-class MigrationBook:
-    """What migrations did, since the log began. Read and written by one thread."""
+class EventBook:
+    """What happened since the log began. Read and written by one thread."""
 
     def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter(dict.fromkeys(WATCHED, 0))
         self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES.values(), 0))
         self.duration = Histogram(DURATION_BUCKETS_S)
         self.downtime = Histogram(DOWNTIME_BUCKETS_S)
@@ -67,6 +74,7 @@ class MigrationBook:
         """Take in events that come after `last`, oldest first."""
         for event in events:
             self.last = event.id
+            self.kinds[event.kind] += 1
             outcome = OUTCOMES.get(event.kind)
             if outcome is None:
                 continue
