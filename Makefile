@@ -102,9 +102,7 @@ pyright: native .venv/.dev ## the second type checker; fetches Node.js if there 
 .PHONY: pytest
 pytest: image .venv/.dev ## the tests alone
 	@echo "Running the tests (pytest)"
-	@$(BIN)/pytest $(PYTEST_ARGS) --ignore=tests/jobs
-	@# In a process of their own: Ray's client keeps state from one cluster to the next.
-	@$(BIN)/pytest $(PYTEST_ARGS) tests/jobs
+	@$(BIN)/pytest $(PYTEST_ARGS)
 
 # --capture=sys: a sanitizer writes to the process's own standard error, then ends it.
 .PHONY: sanitize

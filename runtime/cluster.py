@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -119,6 +120,7 @@ class Cluster:
                 progress("clearing away what is left of a cluster that is gone")
                 local_ray.stop(found)
             if address is None:
+                _refuse_another("")
                 file = local_ray.start(
                     object_store_bytes=object_store_bytes,
                     hosts=hosts or 1,
@@ -490,8 +492,13 @@ def _is_up(file: ClusterFile) -> bool:
 
 
 def _connect(file: ClusterFile) -> None:
-    """Connect this process to Ray. Harmless when it is connected."""
+    """Connect this process to Ray. Harmless when it is connected to this one.
+
+    Raises:
+        ClusterError: it is connected to another.
+    """
     if _is_connected():
+        _refuse_another(file.address)
         return
     _import_ray(file)
     from rayvisor.actors.link import connect
@@ -501,6 +508,31 @@ def _connect(file: ClusterFile) -> None:
         loopback=file.owned or file.address.startswith((local_ray.LOOPBACK, "localhost:")),
         working_dir=file.working_dir,
     )
+
+
+def _refuse_another(address: str) -> None:
+    """Raise ClusterError if this program is connected to a Ray that is not at `address`.
+
+    Everything would be asked of that one. It is not for us to leave it: it may be the program's.
+    """
+    if not _is_connected() or address == "auto":
+        return
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    if not address or _resolved(address) != _resolved(here):
+        raise ClusterError(
+            f"this program is connected to the Ray at {here}: leave it first, by close() of its"
+            " Cluster or by ray.shutdown()"
+        )
+
+
+def _resolved(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    try:
+        return f"{socket.gethostbyname(host)}:{port}"
+    except OSError:
+        return address
 
 
 def _import_ray(file: ClusterFile) -> None:

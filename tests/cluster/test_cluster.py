@@ -293,3 +293,14 @@ def test_a_stranger_without_the_token_is_not_let_in(cluster: Cluster, tmp_path: 
     )
     assert done.returncode != 0
     assert "nauthenticated" in done.stderr or "oken" in done.stderr
+
+
+def test_another_is_not_started_while_the_program_is_connected_to_one(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise all that is asked of the new one would be asked of the one that was there."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(ClusterError, match=rf"connected to the Ray at {cluster.address}: leave it"):
+        Cluster.up()
+    assert cluster_file.load() is None
+    assert cluster.hosts()

@@ -6,18 +6,15 @@ import json
 import os
 import re
 import shutil
-import time
-import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rayvisor.actors.observing import service_addresses
-from rayvisor.ops.grafana.dashboards import ALL, queries, render
 from rayvisor.ops.prometheus_server import PrometheusServer
 from rayvisor.runtime.cli.app import main
 from rayvisor.vmm.errors import PlacementError
+from tests.cluster.watching import addresses, every_panel_shows_something, page, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,30 +25,6 @@ if TYPE_CHECKING:
     MakeSpec = Callable[..., VmSpec]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
-
-PATIENCE_S = 60.0
-WINDOW = {"$__rate_interval": "30s", "$host": ".+", "$vm": ".+"}
-
-
-def until(done: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 - what `done` gives
-    """The first true answer of `done`."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not (answer := done()):
-        assert time.monotonic() < deadline_s, f"not in time: {what}"
-        time.sleep(0.3)
-    return answer
-
-
-def addresses() -> dict[str, str]:
-    found: dict[str, str] = until(
-        lambda: len(a := service_addresses()) >= 2 and a, "addresses of host and cluster"
-    )
-    return found
-
-
-def page(address: str, path: str = "/metrics") -> str:
-    with urllib.request.urlopen(f"http://{address}{path}") as answer:
-        return str(answer.read().decode())
 
 
 @pytest.fixture(name="host_page")
@@ -172,22 +145,7 @@ def test_every_panel_shows_something(
         cluster.create(make_spec(name)).console.read_until("ready")
     with pytest.raises(PlacementError):
         cluster.create(make_spec("huge", memory="900G"))
-    left = {(name, *query) for name, build in ALL.items() for query in queries(render(build))}
-    assert len(left) > 40
-
-    def ask() -> bool:
-        for case in sorted(left):
-            promql = case[2]
-            for variable, meaning in WINDOW.items():
-                promql = promql.replace(variable, meaning)
-            if prometheus.query(promql):
-                left.discard(case)
-        return not left
-
-    deadline_s = time.monotonic() + 2 * PATIENCE_S
-    while not ask() and time.monotonic() < deadline_s:
-        time.sleep(1)
-    assert not left, f"panels that show nothing: {sorted(left)}"
+    every_panel_shows_something(prometheus, "cluster", "host", "vm")
     for variable in ("host", "vm"):
         metric = {"host": "rayvisor_host_cores", "vm": "rayvisor_vm_info"}[variable]
         values = prometheus.get(f"label/{variable}/values", **{"match[]": metric})

@@ -15,6 +15,7 @@ from rayvisor.runtime import cluster_file
 from rayvisor.runtime.cluster import Cluster
 from rayvisor.runtime.images import ImageStore
 from rayvisor.vmm.errors import ImageError
+from tests.cluster.conftest import CONNECTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,11 +45,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         patch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
             patch.delenv(name, raising=False)
+        for other in CONNECTED:
+            other.close()
         with Cluster.up(object_store="100M", dashboard=True) as made:
             patch.setenv("RAY_AUTH_MODE", "token")
             patch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster_file.folder() / "token"))
             patch.setenv("RAY_API_SERVER_ADDRESS", made.dashboard_url)
             yield made
+    if CONNECTED:
+        Cluster.connect()
 
 
 def ray_job(*arguments: str) -> subprocess.CompletedProcess[str]:
