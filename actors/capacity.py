@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.actors.records import Capacity
+from rayvisor.vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VCPUS_PER_CORE: Final = 8
 """vCPUs promised for each core: a guest that waits for input sleeps in HLT."""
+MAX_VCPUS_PER_CORE: Final = 64
+VCPUS_VARIABLE: Final = "RAYVISOR_VCPUS_PER_CORE"
+"""In the environment of the Ray node, or of `rayvisor up`: another number than the usual."""
 
 RESERVE_BYTES: Final = 512 << 20
 """Memory kept for the system and for Ray, or a tenth of it all where that is less."""
@@ -27,20 +31,40 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def measure(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> Capacity:
-    """Cores and memory, at most what the cgroup (v2 or v1) allows."""
+    """Cores and memory, at most what the cgroup (v2 or v1) allows.
+
+    Raises:
+        ConfigError: RAYVISOR_VCPUS_PER_CORE is no number that can be kept.
+    """
     cores = int(max(1, min(len(os.sched_getaffinity(0)), _cgroup_cores(cgroup))))
     memory_bytes = int(min(_total_bytes(meminfo), _cgroup_bytes(cgroup)))
     reserve_bytes = min(RESERVE_BYTES, memory_bytes // 10)
     return Capacity(
-        cores=cores, vcpus=cores * VCPUS_PER_CORE, memory_bytes=memory_bytes - reserve_bytes
+        cores=cores, vcpus=cores * vcpus_per_core(), memory_bytes=memory_bytes - reserve_bytes
     )
+
+
+def vcpus_per_core() -> int:
+    """VCPUs that are promised for each core.
+
+    Raises:
+        ConfigError: see `measure`.
+    """
+    asked = os.environ.get(VCPUS_VARIABLE, "")
+    if not asked:
+        return VCPUS_PER_CORE
+    if not asked.isdigit() or not 1 <= int(asked) <= MAX_VCPUS_PER_CORE:
+        raise ConfigError(
+            f"{VCPUS_VARIABLE}={asked!r}: give a number from 1 to {MAX_VCPUS_PER_CORE}"
+        )
+    return int(asked)
 
 
 def limited(measured: Capacity, resources: Mapping[str, float]) -> Capacity:
     """What is left of `measured` when the Ray node keeps VMs to a part of it."""
     cores = int(min(measured.cores, max(1, resources.get(CORES_RESOURCE, math.inf))))
     memory_bytes = min(measured.memory_bytes, resources.get(MEMORY_RESOURCE, math.inf))
-    return Capacity(cores, cores * VCPUS_PER_CORE, int(memory_bytes))
+    return Capacity(cores, cores * vcpus_per_core(), int(memory_bytes))
 
 
 def memory_now(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> tuple[int, int]:

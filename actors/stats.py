@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -152,7 +153,8 @@ class HostMeter:
             with contextlib.suppress(OSError):
                 Path(path).unlink()
             return None
-        return vm, process
+        # Guest code that runs directly does so in processes of its own, which come and go.
+        return vm, replace(process, cpu_s=process.cpu_s + vm.native_s)
 
     def _process(self, pid: int, told_unix_s: float) -> ProcessStats | None:
         """The process that told at `told_unix_s`; None when it is gone."""

@@ -115,7 +115,10 @@ VM_TIME = _counter(
     "kind",
 )
 VM_PROCESS_CPU = _counter(
-    "vm_process_cpu_seconds_total", "CPU time of the VM's whole process.", "seconds", "vm"
+    "vm_process_cpu_seconds_total",
+    "CPU time of the VM's process and native code.",
+    "seconds",
+    "vm",
 )
 VM_MEMORY = _gauge("vm_memory_bytes", "Guest RAM, as configured.", "bytes", "vm")
 VM_MEMORY_TOUCHED = _gauge(
@@ -159,7 +162,7 @@ MOVE_PHASE = _gauge(
     "vm",
     "phase",
 )
-MOVE_ROUND = _gauge("vm_migration_round", "The pre-copy round, from 1.", "", "vm")
+MOVE_ROUND = _gauge("vm_migration_round", "Pre-copy rounds that are over.", "", "vm")
 MOVE_ELAPSED = _gauge(
     "vm_migration_elapsed_seconds", "How long the VM's migration has gone on.", "seconds", "vm"
 )

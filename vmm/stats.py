@@ -59,7 +59,7 @@ class MoveStats:
 
     Attributes:
         phase: as in `rayvisor.migration.phases`.
-        round: the pre-copy round, from 1.
+        round: pre-copy rounds that are over.
         remaining_bytes: guest memory that is not there yet.
         dirty_bytes_per_s: how fast the guest writes pages that must be sent again.
         sent_bytes_per_s: how fast pages are sent.
@@ -88,8 +88,8 @@ class VmStats:
         memory_bytes: guest RAM, as configured.
         touched_bytes: guest RAM that has pages behind it. It falls when pages are given back.
         vcpu_cpu_s: CPU time of the thread that executes the guest.
-        native_s: CPU time of guest code that ran directly, beside that of the thread.
-        switching_s: CPU time, of the thread's, of going between translated and direct code.
+        native_s: time in guest code that ran directly, beside the thread's CPU time.
+        switching_s: time of going between translated and direct code, most of it the thread's.
         stolen_s: how long the thread could have run and did not, because the host was busy.
         wall_s: how long the guest has been on and not paused.
         timers: alarms of the board's chips that have fired.
@@ -193,6 +193,7 @@ def measure(
         EngineError: the VM is closed.
     """
     machine = vm.machine
+    direct = machine.vcpu.direct_counts()
     return VmStats(
         name=machine.spec.name,
         state=state,
@@ -205,6 +206,8 @@ def measure(
         exits=machine.vcpu.exit_counts(),
         touched_bytes=os.fstat(machine.ram.fd).st_blocks * _BLOCK_BYTES,
         vcpu_cpu_s=vm.cpu_s,
+        native_s=direct.native_s,
+        switching_s=direct.switching_s,
         stolen_s=vm.stolen_s,
         wall_s=vm.wall_s,
         timers=machine.clock.fired,

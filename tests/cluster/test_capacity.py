@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rayvisor.actors.capacity import RESERVE_BYTES, VCPUS_PER_CORE, measure
+from rayvisor.actors.capacity import RESERVE_BYTES, VCPUS_PER_CORE, limited, measure
+from rayvisor.vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,3 +62,16 @@ def test_a_container_has_what_its_cgroup_allows(
 )
 def test_no_limit_is_no_limit(tmp_path: Path, meminfo: Path, files: dict[str, str]) -> None:
     assert measure(write(tmp_path, files), meminfo) == measure(tmp_path / "none", meminfo)
+
+
+def test_another_number_of_vcpus_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 8000000 kB\n")
+    monkeypatch.setenv("RAYVISOR_VCPUS_PER_CORE", "24")
+    found = measure(tmp_path / "none", meminfo)
+    assert found.vcpus == 24 * found.cores
+    assert limited(found, {"rayvisor_cores": 1}).vcpus == 24
+    for bad in ("0", "65", "many", "-1"):
+        monkeypatch.setenv("RAYVISOR_VCPUS_PER_CORE", bad)
+        with pytest.raises(ConfigError, match="give a number from 1 to 64"):
+            measure(tmp_path / "none", meminfo)

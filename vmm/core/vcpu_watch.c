@@ -178,6 +178,8 @@ PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused)
                          switching * 1000 / (d->ticks_a_ms / 1000),
                          __atomic_load_n(&d->stays, __ATOMIC_RELAXED),
                          __atomic_load_n(&d->traps, __ATOMIC_RELAXED));
+}
+
 PyObject *vcpu_interrupts_late_ns(Vcpu *self, PyObject *unused)
 {
     struct rv_vcpu *v = rv_open_vcpu(self);
