@@ -194,26 +194,30 @@ def main() -> None:
             ]
             shown = figures(prometheus, pids)
         parts = [pss_by_part_mib(members) for members in families(pids)]
-        consoles_s = list(everyone.map(answer_s, vms))
-    _finish(options.guests, booted_s, used, consoles_s, parts, shown)
+        consoles_s = [answer_s(vm) for vm in vms]
+        at_once_s = list(everyone.map(answer_s, vms))
+    _finish(options.guests, booted_s, used, (consoles_s, at_once_s), parts, shown)
 
 
 def _finish(
     guests: int,
     booted_s: float,
     used: list[float],
-    consoles_s: list[float],
+    consoles_s: tuple[list[float], list[float]],
     parts: list[dict[str, float]],
     shown: list[tuple[str, float, float, float]],
 ) -> None:
     def mean(part: str) -> float:
         return statistics.fmean(p[part] for p in parts)
 
+    one_by_one_s, at_once_s = consoles_s
     rows: list[tuple[str | float | None, ...]] = [
         ("CPU of all guests, % of a core", sum(used)),
         ("CPU of a guest, median, % of a core", statistics.median(used)),
-        ("slowest console of all, asked at once, s", max(consoles_s)),
-        ("consoles, median, s", statistics.median(consoles_s)),
+        ("a console answers, median, s", statistics.median(one_by_one_s)),
+        ("a console answers, slowest, s", max(one_by_one_s)),
+        ("all asked at the same moment: median, s", statistics.median(at_once_s)),
+        ("all asked at the same moment: slowest, s", max(at_once_s)),
         ("boot of all to their prompts, s", booted_s),
         *((f"PSS of a VM: {part}, MiB", mean(part)) for part in PARTS),
         ("PSS of a VM, all, MiB", sum(map(mean, PARTS))),
@@ -234,15 +238,27 @@ def _finish(
             tuple(rows),
             verdicts=(
                 verdict("CPU of all guests", sum(used), CORE_LIMIT_PERCENT, " % of a core"),
-                verdict("slowest console", max(consoles_s), CONSOLE_LIMIT_S, " s"),
+                verdict("slowest console", max(one_by_one_s), CONSOLE_LIMIT_S, " s"),
                 verdict("dashboard, hosts --json and /proc differ by", worst, AGREE_PERCENT, " %"),
             ),
             notes=(
                 "CPU: user and system time of the VMs' processes, telling of statistics included",
-                "consoles: from typing `echo $((40 + 2))` to its answer, all at the same moment",
+                (
+                    "consoles: from typing `echo $((40 + 2))` to its answer, one after another; then all"
+                    " at the same moment from one program, whose own work is in it"
+                ),
+                (
+                    "an idle guest wakes 37 times a second: the 8254, its only timer, counts 27 ms at"
+                    " most in Linux; about 1 % of a core. The rest is Ray's: each actor's process looks"
+                    " for signals 100 times a second"
+                ),
                 "no peer: QEMU has no cluster; bench/idle.py and bench/memory.py compare one guest",
             ),
-            samples={"cpu_percent": used, "console_s": consoles_s},
+            samples={
+                "cpu_percent": used,
+                "console_s": one_by_one_s,
+                "console_at_once_s": at_once_s,
+            },
         )
     )
 
