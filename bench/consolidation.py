@@ -243,15 +243,10 @@ def _finish(
             ),
             notes=(
                 "CPU: user and system time of the VMs' processes, telling of statistics included",
-                (
-                    "consoles: from typing `echo $((40 + 2))` to its answer, one after another; then all"
-                    " at the same moment from one program, whose own work is in it"
-                ),
-                (
-                    "an idle guest wakes 37 times a second: the 8254, its only timer, counts 27 ms at"
-                    " most in Linux; about 1 % of a core. The rest is Ray's: each actor's process looks"
-                    " for signals 100 times a second"
-                ),
+                "consoles: from typing `echo $((40 + 2))` to its answer, one after another",
+                "asked at the same moment: by one program, whose own work is in it",
+                "an idle guest wakes 37 times a second, as Linux has the 8254 count 27 ms at most",
+                "0.3 % of a core a VM is Ray's: an actor looks for signals 100 times a second",
                 "no peer: QEMU has no cluster; bench/idle.py and bench/memory.py compare one guest",
             ),
             samples={
