@@ -37,6 +37,8 @@ AT_ONCE: Final = 4
 """Restarts under way at the same time: what is less urgent does not slow down what is more so."""
 
 NO_ROOM_RETRY_S: Final = 2.0
+REMIND_EVERY_S: Final = 60.0
+"""How often it is told of a VM that there is still no room for it."""
 LATE_SHARE: Final = 0.5
 
 
@@ -138,7 +140,9 @@ class _Vm:
     up_since_s: float | None = None
     busy: bool = False
     complaint: str = ""
-    """What was told last of why it does not start."""
+    """Why it does not start."""
+    complained_s: float | None = None
+    """When that was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +208,8 @@ class Availability:
         data: dict[str, object] = {"cause": start.cause, "why": start.why, "took_s": took_s}
         if outcome is Outcome.RESTARTED:
             vm.attempts += 1
-            vm.up_since_s, vm.down_since_s, vm.complaint = now_s, None, ""
+            vm.up_since_s, vm.down_since_s = now_s, None
+            vm.complaint, vm.complained_s = "", None
             self._down.pop(start.name, None)
             text = f"VM {start.name} was started again on {said}: {start.why}"
             data["attempt"] = vm.attempts
@@ -215,9 +220,11 @@ class Availability:
         else:
             wait_s = NO_ROOM_RETRY_S
         vm.not_before_s = now_s + wait_s
-        if vm.complaint == said:
-            return []
         vm.complaint = said
+        silent = vm.complained_s is None or now_s - vm.complained_s >= REMIND_EVERY_S
+        if outcome is Outcome.REFUSED and not silent:
+            return []
+        vm.complained_s = now_s
         text = f"VM {start.name} was not started again: {said}"
         return [Tell(EventKind.VM_RESTART_FAILED, text, start.name, data=data)]
 
@@ -309,7 +316,7 @@ class Availability:
 
     def _is_up(self, name: str, vm: _Vm, now_s: float) -> None:
         self._down.pop(name, None)
-        vm.down_since_s, vm.complaint = None, ""
+        vm.down_since_s, vm.complaint, vm.complained_s = None, "", None
         if vm.up_since_s is None:
             vm.up_since_s = now_s
         elif now_s - vm.up_since_s >= STABLE_S:

@@ -17,6 +17,7 @@ NAMES: Final = (
     "storm",
     "scrape",
     "migration",
+    "ha",
 )
 
 
