@@ -98,6 +98,7 @@ class VmStats:
         exits: exits by kind, also kinds that did not happen.
         console_bytes: console output.
         resets: starts over without a power-off, since its process began.
+        hangs: times its watchdog expired or its heartbeat stopped, since its process began.
         entered: how often each state was entered, since its process began.
         ft: its fault tolerance; None where it is not wanted.
         move: the migration that goes on, if one does.
@@ -123,6 +124,7 @@ class VmStats:
     timers_late_s: float = 0.0
     interrupts_late_s: float = 0.0
     image: str = ""
+    hangs: int = 0
     exits: dict[str, int] = field(default_factory=dict)
     entered: dict[str, int] = field(default_factory=dict)
     ft: FtStats | None = None
@@ -215,6 +217,7 @@ def measure(
         interrupts_late_s=machine.vcpu.interrupts_late_ns() / _NS_PER_S,
         console_bytes=vm.console.end_offset,
         resets=machine.resets,
+        hangs=machine.hangs,
         image=image,
         entered=dict(entered),
         ft=ft,

@@ -288,14 +288,25 @@ def events(
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, help="How many of the last ones.")
     ] = 100,
+    vm: Annotated[
+        str | None, typer.Option("--vm", metavar="NAME", help="Only what is about this VM.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Only what is about this host.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what happened in the cluster, oldest first.
 
     With --json one array, with --follow too one object a line.
     """
+
+    def wanted(event: Event) -> bool:
+        return vm in {None, event.vm} and host in {None, event.host}
+
     cluster = _connect()
-    found = cluster.events(limit=limit)
+    kept = cluster.events()
+    found = [event for event in kept if wanted(event)][-limit:]
     if not follow:
         emit(
             [_as_dict(event) for event in found],
@@ -303,18 +314,17 @@ def events(
             render=lambda: "\n".join(map(_line, found)) or "Nothing has happened yet.",
         )
         return
-    shown: dict[str, None] = {}
+    seen = dict.fromkeys(event.id for event in kept)
     while True:
         for event in found:
-            if event.id not in shown:
-                shown[event.id] = None
-                sys.stdout.write((json.dumps(_as_dict(event)) if as_json else _line(event)) + "\n")
+            sys.stdout.write((json.dumps(_as_dict(event)) if as_json else _line(event)) + "\n")
         sys.stdout.flush()
-        for old in list(shown)[: -10 * OVERLAP]:
-            del shown[old]
         time.sleep(FOLLOW_EVERY_S)
-        recent = list(shown)
-        found = cluster.events(after=recent[-OVERLAP] if len(recent) >= OVERLAP else "")
+        # Clocks of hosts differ a little: what comes late may sort before what was there.
+        recent = list(seen)[-10 * OVERLAP :]
+        fresh = cluster.events(after=recent[-OVERLAP] if len(recent) >= OVERLAP else "")
+        found = [event for event in fresh if event.id not in seen and wanted(event)]
+        seen = dict.fromkeys([*recent, *(e.id for e in fresh if e.id not in seen)])
 
 
 def _as_dict(event: Event) -> dict[str, Any]:
