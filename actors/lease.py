@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import struct
@@ -52,6 +53,8 @@ def lease_s() -> float:
     try:
         asked = float(os.environ.get(LEASE_VARIABLE, ""))
     except ValueError:
+        return LEASE_S
+    if math.isnan(asked):
         return LEASE_S
     return min(max(asked, 2 * HEARTBEAT_S), 3600.0)
 

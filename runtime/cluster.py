@@ -421,7 +421,7 @@ class Cluster:
         from rayvisor.actors.cluster import start_hosts
 
         start_hosts()
-        broken = [h for h in self.hosts() if h.reason and h.alive and not h.maintenance]
+        broken = [h for h in self.hosts() if h.reason and h.alive and not h.cores]
         if broken:
             raise ClusterError(f"host {broken[0].name}: {broken[0].reason}")
         if ha_reserve is not None:

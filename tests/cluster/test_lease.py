@@ -83,7 +83,15 @@ def test_a_beat_that_is_none_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [(None, LEASE_S), ("", LEASE_S), ("ten", LEASE_S), ("10", 10.0), ("0", 1.0), ("1e9", 3600.0)],
+    [
+        (None, LEASE_S),
+        ("", LEASE_S),
+        ("ten", LEASE_S),
+        ("nan", LEASE_S),
+        ("10", 10.0),
+        ("0", 1.0),
+        ("1e9", 3600.0),
+    ],
 )
 def test_the_environment_may_say_how_long(
     monkeypatch: pytest.MonkeyPatch, said: str | None, seconds: float
