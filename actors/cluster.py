@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
@@ -11,10 +12,11 @@ from rayvisor.actors.carrier import RayCarrier, host_actor, ray_nodes
 from rayvisor.actors.directory import Directory
 from rayvisor.actors.events import EventLog
 from rayvisor.actors.ft_keeper import FtKeeper
-from rayvisor.actors.guardian import Guardian, note_generation
+from rayvisor.actors.guardian import Guardian
 from rayvisor.actors.moves import Mover
 from rayvisor.actors.names import CLUSTER_ACTOR, MOVE_GROUP, NAMESPACE
 from rayvisor.actors.store import RayStore
+from rayvisor.actors.succession import ReignStore, accede
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,14 +38,16 @@ class ClusterActor:
     """Ray shell around `Directory`: marshals calls, adds no behaviour."""
 
     def __init__(self) -> None:
-        store, carrier = RayStore(), RayCarrier()
-        self._events = EventLog(store)
+        carrier = RayCarrier()
+        self._events = EventLog(RayStore())
+        # Before anything of the record is read.
+        generation = accede(RayStore(), self._events)
+        store = ReignStore(RayStore(), generation, abdicate=lambda: os._exit(1))
         self._directory: Directory[Sequence[ray.ObjectRef[BootSource]]] = Directory(store, carrier)
         self._mover = Mover(self._directory, carrier, self._events)
         self._keeper = FtKeeper(self._directory, carrier, self._events, store)
         self._guardian = Guardian(self._directory, carrier, store, self._events)
         carrier.told = self._guardian.capacity
-        note_generation(store, self._events)
         self._guardian.start()
         services.start(services.CLUSTER, self, RayStore(), services.CLUSTER_ID)
 

@@ -28,7 +28,6 @@ from rayvisor.actors.availability import (
     World,
 )
 from rayvisor.actors.bootstore import BootStore
-from rayvisor.actors.events import EventKind
 from rayvisor.actors.ledger import StaleTokenError, read_end
 from rayvisor.actors.placing import choose_host, footprint_bytes
 from rayvisor.actors.policy import is_ours
@@ -50,7 +49,6 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.2
 NODES_EVERY_S: Final = 1.0
 SWEEP_EVERY_S: Final = 60.0
-_GENERATION: Final = "cluster/generation"
 
 BootT = TypeVar("BootT")
 
@@ -307,13 +305,3 @@ def _choose(placement: Placement, hosts: Sequence[HostStatus]) -> HostStatus:
         except PlacementError:
             pass
     return choose_host(replace(request, host=None), hosts)
-
-
-def note_generation(store: KeyValueStore, events: EventLog) -> int:
-    """Count the cluster actors there were, and tell of one that is not the first."""
-    generation = int(store.get(_GENERATION) or b"0") + 1
-    store.put(_GENERATION, str(generation).encode())
-    if generation > 1:
-        text = "the cluster actor was started again, and took the placement record over"
-        events.write(EventKind.CLUSTER_RECOVERED, text, data={"generation": generation})
-    return generation

@@ -235,6 +235,8 @@ def environment(cluster: ClusterFile) -> dict[str, str]:
         # A host that is killed is missed after three seconds of silence.
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
+        # And one that stands still, whose connections stay open, after ten.
+        "RAY_health_check_timeout_ms": "3000",
         # The switch by which Ray stays on the loopback address, on any system.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_START_HOOK": "rayvisor.actors.start_hook.lighten",

@@ -11,7 +11,7 @@ from rayvisor.actors.availability import NodeSeen
 from rayvisor.actors.bootstore import BootStore
 from rayvisor.actors.directory import Answer, Directory, Node
 from rayvisor.actors.events import EventLog
-from rayvisor.actors.guardian import Guardian, note_generation
+from rayvisor.actors.guardian import Guardian
 from rayvisor.actors.lease import GRACE_S, LEASE_S
 from rayvisor.actors.ledger import read_placement, write_end
 from rayvisor.actors.placing import footprint_bytes
@@ -263,9 +263,3 @@ def test_the_reserve_is_kept_and_checked(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="give a number of hosts"):
         bench.directory.set_reserve(-1)
     assert bench.kinds() == ["ha_changed"]
-
-
-def test_generations_are_counted(store: MemoryStore) -> None:
-    events = EventLog(store)
-    assert [note_generation(store, events) for _ in range(3)] == [1, 2, 3]
-    assert [e.kind.value for e in events.read()] == ["cluster_recovered"] * 2

@@ -21,6 +21,7 @@ from rayvisor.actors.store import RayStore
 from rayvisor.runtime import cluster_file, local_hosts
 from rayvisor.runtime.api import VmSpec
 from rayvisor.runtime.cluster import Cluster
+from rayvisor.vmm.errors import ClusterError
 from tests.cluster.conftest import CONNECTED
 from tests.cluster.moving import PATIENCE_S
 
@@ -91,7 +92,10 @@ def wait_until(true: Callable[[], bool], patience_s: float = PATIENCE_S) -> None
 
 def is_back(cluster: Cluster, name: str, restarts: int) -> Callable[[], bool]:
     def look() -> bool:
-        status = cluster.status(name)
+        try:
+            status = cluster.status(name)
+        except ClusterError:
+            return False  # the cluster actor was on the host that is silent
         return (status.state, status.restarts) == (VmState.RUNNING, restarts)
 
     return look
