@@ -118,12 +118,14 @@ sanitize: native .venv/.dev ## the core's tests under AddressSanitizer and UBSan
 	$(PY) -P -m pytest -p no:cacheprovider --capture=sys $(CORE_TESTS) $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: image .venv/.dev ## guests, random input and storms for SOAK_S seconds each; 300 migrations
+soak: image .venv/.dev ## guests, random input, storms for SOAK_S seconds each; moves; failovers
 	@.ci/soak $(SOAK_S) $(PYTEST_ARGS)
 	@echo "User code under a storm, for $(SOAK_S) s"
 	@$(PY) -m bench.ring3_storm --seconds $(SOAK_S)
 	@echo "Moving a guest among three hosts, 300 times, with 50 kills"
 	@$(PY) -m bench.soak_migration
+	@echo "Letting the hosts of a fault tolerant guest fail, 200 times"
+	@$(PY) -m bench.chaos_ft
 
 .PHONY: fuzz
 fuzz: native .venv/.dev ## each fuzz target for SOAK_S seconds

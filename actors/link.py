@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -47,6 +48,8 @@ def connect(address: str, *, loopback: bool, working_dir: str = "") -> None:
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise ClusterError(f"no Ray to connect to at {address}: {first}") from error
+    # The answer of a process that has lost its VM is not waited for once the VM is elsewhere.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # The raylet's remarks on each process that ends would go to standard output; what they say
     # of a VM is its reason.
     ray_worker._worker_logs_enabled = False  # noqa: SLF001 - Ray offers no public switch

@@ -18,6 +18,7 @@ NAMES: Final = (
     "scrape",
     "migration",
     "ha",
+    "ft",
 )
 
 
