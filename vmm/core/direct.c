@@ -319,20 +319,31 @@ static void came_to_ring3(void)
         rv_choice_ring3(v);
 }
 
+/* What returns to ring 3 may fault, and tells where by the address it was called from: ours would
+ * give the start of the block, and a kernel that knows its own IRET by RIP would not find it. */
+static void place(uintptr_t retaddr)
+{
+    if (rv_current)
+        rv_engine.restore_state(rv_current->cpu, retaddr, false);
+}
+
 void rv_sysret(void *env, int dflag)
 {
+    place((uintptr_t)__builtin_return_address(0));
     rv_engine.original.sysret(env, dflag);
     came_to_ring3();
 }
 
 void rv_sysexit(void *env, int dflag)
 {
+    place((uintptr_t)__builtin_return_address(0));
     rv_engine.original.sysexit(env, dflag);
     came_to_ring3();
 }
 
 void rv_iret(void *env, int shift, int next)
 {
+    place((uintptr_t)__builtin_return_address(0));
     rv_engine.original.iret(env, shift, next);
     came_to_ring3();
 }

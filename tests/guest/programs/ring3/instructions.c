@@ -3,6 +3,7 @@
 #include "ring3.h"
 
 #include <stdio.h>
+#include <string.h>
 
 struct instruction {
     const char *name, *bytes;
@@ -10,9 +11,12 @@ struct instruction {
 };
 #define I(name, bytes) {name, bytes, sizeof bytes - 1}
 
+/* Each behind two others, or an address that is only the block's would do. */
 static void run_all(const struct instruction *all, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        run_code(all[i].bytes, all[i].count);
+        uint8_t bytes[32] = {0x90, 0x90};
+        memcpy(bytes + 2, all[i].bytes, all[i].count);
+        run_code(bytes, all[i].count + 2);
         say_caught(all[i].name, CODE_AT);
         if (caught.signal)
             say("    ip %+lld", caught.regs[REG_RIP] - (greg_t)CODE_AT);

@@ -45,12 +45,16 @@ void ring3_segments(void) {
         say("    verw %u", zf);
         if (selector == 0x33 || selector == 0x23)
             continue;
-        TRY(__asm__ volatile("push %0\n\tpush $1f\n\tlretq\n\t1:" : : "r"((uint64_t)selector) : "memory"));
+        uint64_t at = 0;
+        TRY(__asm__ volatile("movq $2f, %0\n\tpush %1\n\tpush $1f\n\t2: lretq\n\t1:"
+                             : "=m"(at) : "r"((uint64_t)selector) : "memory"));
         say_caught("    lret", 0);
-        TRY(__asm__ volatile("mov %%rsp, %%rcx\n\tpush $0x2B\n\tpush %%rcx\n\tpushfq\n\tpush %0\n\t"
-                             "push $1f\n\tiretq\n\t1:"
-                             : : "r"((uint64_t)selector) : "rcx", "memory"));
+        say("    ip %+lld", caught.regs[REG_RIP] - (greg_t)at);
+        TRY(__asm__ volatile("movq $2f, %0\n\tmov %%rsp, %%rcx\n\tpush $0x2B\n\tpush %%rcx\n\tpushfq\n\t"
+                             "push %1\n\tpush $1f\n\t2: iretq\n\t1:"
+                             : "=m"(at) : "r"((uint64_t)selector) : "rcx", "memory"));
         say_caught("    iret", 0);
+        say("    ip %+lld", caught.regs[REG_RIP] - (greg_t)at);
         TRY(__asm__ volatile("mov %%rsp, %%rcx\n\tpush %0\n\tpush %%rcx\n\tpushfq\n\tpush $0x33\n\t"
                              "push $1f\n\tiretq\n\t1:\n\tmov $0x2B, %%ecx\n\tmov %%ecx, %%ss"
                              : : "r"((uint64_t)selector) : "rcx", "memory"));
