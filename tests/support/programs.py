@@ -1,8 +1,9 @@
 """Static guest programs, compiled with the host's compiler when a test or a benchmark runs.
 
-A program is one file, programs/NAME.c, or all C files of programs/NAME/. The result is kept in
-the user's cache folder under the digest of everything that went into it. One whose name ends in
-_32 is of 32 bits and brings its own start: it has no C library, so that gcc needs none for it.
+A program is one file, programs/NAME.c, or all C files of programs/NAME/ and what SHARED adds. The
+result is kept in the user's cache folder under the digest of everything that went into it. One
+whose name ends in _32 is of 32 bits and brings its own start: it has no C library, so that gcc
+needs none for it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FLAGS_32: Final = (
     " -fno-pie -no-pie -static -Wall -Wextra -Werror"
 ).split()
 
+SHARED: Final = {"attack": ("ring3/main.c", "ring3/storm.c", "ring3/support.c")}
+"""What a program takes from another's folder."""
+
 
 class CompileError(Exception):
     """The compiler refused a program; the message is what it said."""
@@ -48,7 +52,7 @@ def sources(name: str) -> list[Path]:
     found = [single] if single.is_file() else sorted((PROGRAMS / name).glob("*.c"))
     if not found:
         raise FileNotFoundError(f"no guest program {name}: neither {single} nor {PROGRAMS / name}/")
-    return found
+    return [*found, *(PROGRAMS / path for path in SHARED.get(name, ()))]
 
 
 def _digest(files: list[Path], flags: list[str]) -> str:

@@ -1,4 +1,6 @@
-/* usage: ring3 [SECTION...]              prints the sections' lines
+/* What both ring3 and attack begin with.
+ *
+ * usage: ring3 [SECTION...]              prints the sections' lines
  *        ring3 --storm PROCESSES ROUNDS  runs them in many processes at once, all signalled
  *        ring3 --until PROCESSES SECONDS the same until the time is over
  *        ring3 --list */
@@ -6,79 +8,14 @@
 #include "ring3.h"
 #include "storm.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+enum { MANY = 100 };
+
 const char *program_path;
-
-static char text[1 << 16];
-static size_t text_bytes;
-
-void say(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    int wrote = vsnprintf(text + text_bytes, sizeof text - text_bytes, format, arguments);
-    va_end(arguments);
-    REQUIRE(wrote >= 0 && text_bytes + (size_t)wrote + 1 < sizeof text);
-    text_bytes += (size_t)wrote;
-    text[text_bytes++] = '\n';
-    text[text_bytes] = 0;
-}
-
-const struct section sections[] = {
-    {"privileged", ring3_privileged},
-    {"undefined", ring3_undefined},
-    {"int-n", ring3_int_n},
-    {"popf", ring3_popf},
-    {"pages", ring3_pages},
-    {"addresses", ring3_addresses},
-    {"mappings", ring3_mappings},
-    {"large", ring3_large},
-    {"stack", ring3_stack},
-    {"fixups", ring3_fixups},
-    {"contexts", ring3_contexts},
-    {"nested", ring3_nested},
-    {"x87", ring3_x87},
-    {"sse", ring3_sse},
-    {"fpu-switch", ring3_fpu_switch},
-    {"steps", ring3_steps},
-    {"breakpoints", ring3_breakpoints},
-    {"tracing", ring3_tracing},
-    {"watch", ring3_watch},
-    {"threads", ring3_threads},
-    {"bases", ring3_bases},
-    {"futex", ring3_futex},
-    {"jit", ring3_jit},
-    {"aliases", ring3_aliases},
-    {"segments", ring3_segments},
-    {"ldt", ring3_ldt},
-    {"compat", ring3_compat},
-    {"vsyscall", ring3_vsyscall},
-    {"clocks", ring3_clocks},
-    {"forks", ring3_forks},
-    {"jumps", ring3_jumps},
-    {"exact-alignment", ring3_exact_alignment},
-    {"exact-compat", ring3_exact_compat},
-    {"exact-int-6", ring3_exact_int_6},
-    {"exact-instructions", ring3_exact_instructions},
-    {"exact-segments", ring3_exact_segments},
-    {"exact-stack", ring3_exact_stack},
-    {"exact-x87", ring3_exact_x87},
-    {"exact-sse", ring3_exact_sse},
-    {"exact-watch", ring3_exact_watch},
-};
-const size_t section_count = sizeof sections / sizeof *sections;
-
-const char *run_section(size_t number) {
-    text_bytes = 0;
-    text[0] = 0;
-    catch_faults();
-    sections[number].run();
-    return text;
-}
 
 static int usage(void) {
     dprintf(STDERR_FILENO, "usage: ring3 [SECTION... | --list]\n"
@@ -96,7 +33,7 @@ static int choose(int argc, char **argv, int first, size_t *chosen) {
         size_t i = 0;
         while (i < section_count && strcmp(argv[a], sections[i].name))
             i++;
-        if (i == section_count || count == (int)section_count)
+        if (i == section_count || count == MANY)
             return -1;
         chosen[count++] = i;
     }
@@ -104,7 +41,7 @@ static int choose(int argc, char **argv, int first, size_t *chosen) {
 }
 
 int main(int argc, char **argv) {
-    size_t chosen[sizeof sections / sizeof *sections];
+    static size_t chosen[MANY];
     program_path = argv[0];
     if (argc == 2 && !strcmp(argv[1], "--list")) {
         for (size_t i = 0; i < section_count; i++)
@@ -128,6 +65,6 @@ int main(int argc, char **argv) {
         printf("[%s]\n%s", sections[chosen[i]].name, run_section(chosen[i]));
         fflush(stdout);
     }
-    puts("ring3 done");
+    puts("done");
     return 0;
 }

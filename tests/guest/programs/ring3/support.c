@@ -1,7 +1,9 @@
 /* Catching faults and running bytes, for all sections. */
 #define _GNU_SOURCE
 #include "ring3.h"
+#include "storm.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,6 +15,28 @@ volatile sig_atomic_t caught_armed;
 
 static uint8_t fault_stack[64 * 1024] __attribute__((aligned(16)));
 static sigset_t before_quiet;
+
+static char text[1 << 16];
+static size_t text_bytes;
+
+void say(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int wrote = vsnprintf(text + text_bytes, sizeof text - text_bytes, format, arguments);
+    va_end(arguments);
+    REQUIRE(wrote >= 0 && text_bytes + (size_t)wrote + 1 < sizeof text);
+    text_bytes += (size_t)wrote;
+    text[text_bytes++] = '\n';
+    text[text_bytes] = 0;
+}
+
+const char *run_section(size_t number) {
+    text_bytes = 0;
+    text[0] = 0;
+    catch_faults();
+    sections[number].run();
+    return text;
+}
 
 void broken(const char *file, int line, const char *what) {
     const char *name = strrchr(file, '/');
