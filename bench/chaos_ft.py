@@ -264,7 +264,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 def chaos(
     cluster: Cluster, spec: VmSpec, tally: Tally, *, failures: int, megabytes: int, seed: int
 ) -> None:
-    """Let `failures` things happen to a guest's hosts.
+    """Let `failures` things happen to a guest's hosts, or fewer: ctrl-C ends it.
 
     Raises:
         SoakError: something is wrong; says after which failure.
@@ -273,6 +273,8 @@ def chaos(
     for number in range(failures):
         try:
             kind = run.strike()
+        except KeyboardInterrupt:
+            break
         except (SoakError, RayvisorError) as error:
             raise SoakError(f"failure {number + 1} of {failures}, seed {seed}: {error}") from error
         if sys.stderr.isatty() or (number + 1) % 10 == 0:
