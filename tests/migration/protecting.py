@@ -84,6 +84,28 @@ class ComparingStandby(Standby):
             self.compared += 1
 
 
+class Line:
+    """A line between two ends, which can go silent without either end being told."""
+
+    def __init__(self) -> None:
+        self.silent = False
+        self.ours, left = socket.socketpair()
+        self.theirs, right = socket.socketpair()
+        for one, other in ((left, right), (right, left)):
+            # Descriptors of its own: either thread may be the last.
+            ends = (one.dup(), other.dup())
+            threading.Thread(target=self._carry, args=ends, daemon=True).start()
+        left.close()
+        right.close()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        with one, other, contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                if not self.silent:
+                    other.sendall(data)
+            other.shutdown(socket.SHUT_RDWR)
+
+
 class Protected:
     """One VM and its secondary."""
 
@@ -98,7 +120,8 @@ class Protected:
         self.standby = ComparingStandby(
             VmDestination(self.other), self.other_inputs, self.cell, self.config
         )
-        self.connection, theirs = socket.socketpair()
+        self.line = Line()
+        self.connection, theirs = self.line.ours, self.line.theirs
         self._server = threading.Thread(
             target=serve, args=(theirs, self.standby, LOOK_EVERY_S), daemon=True
         )

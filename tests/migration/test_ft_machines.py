@@ -131,6 +131,24 @@ def test_a_silent_primary_is_replaced_and_a_silent_secondary_done_without() -> N
         assert not pair.ends()
 
 
+@pytest.mark.parametrize("first", [None, Verdict.PRIMARY, Verdict.SECONDARY])
+def test_of_two_that_cannot_see_each_other_one_goes_on(first: Verdict | None) -> None:
+    """A partition: both live, and each must take the other for dead."""
+    with protected(traveller(pause=3000), FtConfig(epoch_s=0.01, silence_s=0.2)) as pair:
+        pair.epochs(3)
+        pair.cell.verdict = first
+        pair.line.silent = True
+        here = pair.protector.wait(10) and pair.protector.phase == "alone"
+        pair.wait_for(lambda: not pair.standby.phase.startswith(("standby", "claiming")))
+        there = pair.standby.phase is SecondaryPhase.RUNNING
+        assert here != there
+        assert pair.cell.verdict is (Verdict.PRIMARY if here else Verdict.SECONDARY)
+        journal = Journal()
+        read_on(journal, pair.vm)
+        says_more(pair, journal, pair.vm if here else pair.other)
+        pair.line.silent = False
+
+
 def test_death_of_the_secondary_leaves_the_guest_running_and_shows_what_was_held() -> None:
     journal = Journal()
     with protected(traveller(pause=3000)) as pair:
