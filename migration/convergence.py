@@ -45,7 +45,7 @@ MOST_SAMPLES: Final = 3
 LARGEST_SAMPLE: Final = 2048
 SAMPLE_SHARE: Final = 0.3
 """Of the downtime target, what a sample may take at the rate of the rounds."""
-MARGIN: Final = 0.7
+MARGIN: Final = 0.77
 """Of the downtime target, what a sample must say that it will take: others are at work, too."""
 
 
