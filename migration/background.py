@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NICER: Final = 15
 """A thirtieth of the time of a core that a thread of the usual priority wants, too."""
-PATIENCE_S: Final = 1.0
+PATIENCE_S: Final = 0.3
 STARVED_SHARE: Final = 0.3
 LEAST_PRIORITY: Final = 19
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             patch.delenv(name, raising=False)
         for other in CONNECTED:
             other.close()
-        with Cluster.up(object_store="100M", dashboard=True) as made:
+        with Cluster.up(hosts=2, object_store="100M", dashboard=True) as made:
             patch.setenv("RAY_AUTH_MODE", "token")
             patch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster_file.folder() / "token"))
             patch.setenv("RAY_API_SERVER_ADDRESS", made.dashboard_url)
@@ -83,6 +84,21 @@ def test_job_prints_what_its_guest_said(cluster: Cluster, folder: str, script: s
     )
     assert done.returncode == 0, done.stdout
     assert "\nLinux\n42\n" in done.stdout
+    assert cluster.vms() == []
+
+
+def test_job_moves_its_vm_while_the_command_runs(cluster: Cluster) -> None:
+    work = "for i in 1 2 3 4 5; do sleep 1; echo step $i; done"
+    done = ray_job(
+        *("submit", "--working-dir", "examples", "--", "python", "job.py", "--move", "--", work)
+    )
+    assert done.returncode == 0, done.stdout
+    boots = re.search(r"boots on (\S+)", done.stdout)
+    moved = re.search(r"moved to (\S+) in", done.stdout)
+    assert boots, done.stdout
+    assert moved, done.stdout
+    assert {boots[1], moved[1]} == {host.name for host in cluster.hosts()}
+    assert "\n".join(f"step {i}" for i in range(1, 6)) in done.stdout
     assert cluster.vms() == []
 
 
