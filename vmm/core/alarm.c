@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "direct.h"
 #include "vcpu.h"
 
 int64_t rv_now_ns(void)
@@ -22,7 +23,8 @@ static int64_t next_ns(const struct rv_vcpu *v)
 {
     if (!v->running)
         return RV_NO_DEADLINE;
-    return v->deadline_ns < v->linger_ns ? v->deadline_ns : v->linger_ns;
+    int64_t next = v->deadline_ns < v->linger_ns ? v->deadline_ns : v->linger_ns;
+    return v->look_ns < next ? v->look_ns : next;
 }
 
 static void set_timer(struct rv_vcpu *v, int64_t at_ns)
@@ -63,7 +65,11 @@ static void *watch(void *argument)
         v->alarm_until_ns = RV_NO_DEADLINE;
         /* Asked to stop already: the timer is set again when the guest goes on. */
         if (next != RV_NO_DEADLINE && !__atomic_load_n(&v->stop, __ATOMIC_SEQ_CST)) {
-            if (rv_now_ns() >= next) {
+            if (rv_now_ns() >= next && next == v->look_ns) {
+                v->look_ns = RV_NO_DEADLINE;
+                rv_direct_look(v);
+                rv_alarm_rearm_locked(v);
+            } else if (rv_now_ns() >= next) {
                 __atomic_or_fetch(&v->stop, RV_STOP_ALARM, __ATOMIC_SEQ_CST);
                 rv_vcpu_ask(v);
             } else {

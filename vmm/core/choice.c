@@ -17,8 +17,19 @@
 #define FIRST_PATIENCE 64u
 #define MOST_PATIENCE 8192u
 #define BAN_STAYS 65536u
+#define MOST_GAIN_US 1000
+#define MOST_LOSS_US 50
+/* User code that stays longer than this goes native at once. Where looks find nothing they come
+ * less often, down to 2 to this power. */
+#define LOOK_NS 1000000
+#define MOST_IDLE_LOOKS 2u
 #define AVERAGE_SHIFT 3
 #define ASSUMED_SWITCH_US 4
+
+uint64_t rv_choice_cr3(const struct rv_vcpu *v)
+{
+    return RV_AT(v->env, ENV_CR + 3 * 8, uint64_t) & PTE_ADDRESS;
+}
 
 struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3)
 {
@@ -59,39 +70,77 @@ static bool choose(struct rv_vcpu *v, struct rv_record *r)
         r->wait--;
         return false;
     }
-    if (r->translated < PROMOTE_US * d->ticks_a_ms / 1000)
+    if (r->translated < PROMOTE_US * d->ticks_a_us)
         return false;
-    return r->gain > 0 || r->average > LONG_STAY_US * d->ticks_a_ms / 1000;
+    return r->gain > 0 || r->average > LONG_STAY_US * d->ticks_a_us;
+}
+
+static void leave_engine(struct rv_vcpu *v)
+{
+    v->direct->go = true;
+    rv_vcpu_ask(v);
 }
 
 void rv_choice_ring3(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
-    uint64_t cr3 = RV_AT(v->env, ENV_CR + 3 * 8, uint64_t) & PTE_ADDRESS;
-    struct rv_record *r = d->here = rv_choice_record(d, cr3);
+    struct rv_record *r = d->here = rv_choice_record(d, rv_choice_cr3(v));
     d->entered = 0;
+    d->in_ring3 = true;
+    d->entries++;
     if (choose(v, r)) {
-        d->go = true;
-        rv_vcpu_ask(v);
-    } else if (++d->entries % SAMPLE == 0 || !r->average) {
-        d->entered = __rdtsc();
+        leave_engine(v);
+        return;
     }
+    if (d->entries % SAMPLE == 0)
+        d->entered = __rdtsc();
+    if (!d->look_entries && r->wait < BAN_STAYS / 2) {
+        uint32_t idle = d->idle_looks < MOST_IDLE_LOOKS ? d->idle_looks : MOST_IDLE_LOOKS;
+        d->look_entries = d->entries;
+        rv_vcpu_look(v, (int64_t)LOOK_NS << idle);
+    }
+}
+
+void rv_direct_look(struct rv_vcpu *v)
+{
+    __atomic_store_n(&v->direct->look, 1, __ATOMIC_SEQ_CST);
+    rv_vcpu_ask(v);
+}
+
+bool rv_direct_stays_long(struct rv_vcpu *v)
+{
+    struct rv_direct *d = v->direct;
+    if (d->interrupted) {
+        d->interrupted = false;
+        d->go = true;
+    }
+    if (d->go || !__atomic_exchange_n(&d->look, 0, __ATOMIC_SEQ_CST))
+        return d->go;
+    bool same = d->in_ring3 && d->look_entries == d->entries;
+    d->look_entries = 0;
+    if (!same) {
+        d->idle_looks++;
+        return false;
+    }
+    d->idle_looks = 0;
+    d->here->wait = 0;
+    d->here->translated += PROMOTE_US * d->ticks_a_us;
+    d->here->average = LONG_STAY_US * d->ticks_a_us + 1;
+    d->go = true;
+    return true;
 }
 
 void rv_direct_ring0(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
-    d->go = false;
-    if (!d->entered || !d->here)
+    d->go = d->in_ring3 = d->interrupted = false;
+    if (!d->entered)
         return;
     uint64_t stay = __rdtsc() - d->entered;
-    d->entered = 0;
     struct rv_record *r = d->here;
-    r->translated += r->average ? stay * SAMPLE : stay;
-    if (r->average)
-        r->average += (uint64_t)(((int64_t)stay - (int64_t)r->average) >> AVERAGE_SHIFT);
-    else
-        r->average = stay | 1;
+    d->entered = 0;
+    r->translated += stay * SAMPLE;
+    r->average += (uint64_t)(((int64_t)stay - (int64_t)r->average) >> AVERAGE_SHIFT);
 }
 
 void rv_choice_begin(struct rv_direct *d)
@@ -110,7 +159,7 @@ void rv_choice_ran(struct rv_direct *d, uint64_t ticks)
         d->switch_ticks = ticks;
     else
         d->switch_ticks += d->switch_ticks >> 12;
-    uint64_t assumed = ASSUMED_SWITCH_US * d->ticks_a_ms / 1000;
+    uint64_t assumed = ASSUMED_SWITCH_US * d->ticks_a_us;
     if (d->switch_ticks > assumed)
         d->switch_ticks = assumed;
 }
@@ -124,8 +173,10 @@ void rv_choice_end(struct rv_direct *d)
     d->stays++;
     d->native_ticks += native;
     d->switching_ticks += total - native;
-    if (gain > (int64_t)d->ticks_a_ms)
-        gain = (int64_t)d->ticks_a_ms; /* one long stay does not make up for many short ones */
+    /* One long stay does not make up for many short ones, nor mapping once for what follows. */
+    int64_t most = (int64_t)(MOST_GAIN_US * d->ticks_a_us);
+    int64_t least = -(int64_t)(MOST_LOSS_US * d->ticks_a_us);
+    gain = gain > most ? most : gain < least ? least : gain;
     r->gain += (gain - r->gain) / 8;
     if (r->gain > 0) {
         r->patience = FIRST_PATIENCE;
@@ -133,6 +184,6 @@ void rv_choice_end(struct rv_direct *d)
     }
     r->wait = r->patience;
     r->gain = 0;
-    r->average = 0;
+    r->average = r->translated = 0;
     r->patience = r->patience < MOST_PATIENCE ? r->patience * 2 : r->patience;
 }

@@ -4,6 +4,8 @@
 
 #include "direct.h"
 
+/* The address space that the vCPU is in. */
+uint64_t rv_choice_cr3(const struct rv_vcpu *v);
 struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3);
 /* The address space cannot be held by a stub: translate it for a long time. */
 void rv_choice_ban(struct rv_record *r);

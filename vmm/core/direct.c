@@ -39,11 +39,6 @@ enum next {
     ENGINE, /* the engine goes on from here: to deliver what is pending, or to do it itself */
 };
 
-static uint64_t guest_cr3(const struct rv_vcpu *v)
-{
-    return RV_AT(v->env, ENV_CR + 3 * 8, uint64_t) & PTE_ADDRESS;
-}
-
 /* --- Address spaces -------------------------------------------------------------------------- */
 
 static void drop_space(struct rv_vcpu *v, int index)
@@ -116,7 +111,8 @@ void rv_direct_forget(struct rv_vcpu *v)
         drop_space(v, 0);
     memset(v->direct->records, 0, sizeof(v->direct->records));
     v->direct->here = NULL;
-    v->direct->go = false;
+    v->direct->go = v->direct->in_ring3 = false;
+    v->direct->entered = 0;
 }
 
 /* --- Traps ----------------------------------------------------------------------------------- */
@@ -138,7 +134,7 @@ static void page_fault(struct rv_vcpu *v, uint64_t address, uint32_t error)
 static int code_byte(struct rv_vcpu *v, uint64_t rip)
 {
     struct rv_walk w;
-    if (rip >> 47 || rv_walk(v, guest_cr3(v), rip, false, false, &w) != WALK_MAPPED)
+    if (rip >> 47 || rv_walk(v, rv_choice_cr3(v), rip, false, false, &w) != WALK_MAPPED)
         return -1;
     uint64_t offset = rv_ram_offset(v, w.gpa);
     return offset == UINT64_MAX ? -1 : v->ram[offset + (rip & 0xfff)];
@@ -283,10 +279,10 @@ void rv_direct_run(struct rv_vcpu *v)
     struct rv_direct *d = v->direct;
     struct rv_stub_trap trap;
     d->go = false;
-    d->here = rv_choice_record(d, guest_cr3(v));
+    d->here = rv_choice_record(d, rv_choice_cr3(v));
     if (!rv_world_native(v))
         return;
-    struct rv_mirror *m = use_space(v, guest_cr3(v));
+    struct rv_mirror *m = use_space(v, rv_choice_cr3(v));
     if (!m) {
         rv_choice_ban(d->here);
         return;
@@ -300,7 +296,7 @@ void rv_direct_run(struct rv_vcpu *v)
         struct rv_stub_registers *r = m->stub->registers;
         d->traps++;
         if (!trap.signal)
-            break; /* what it was resumed with still holds, and is in the engine, or was forged */
+            break; /* what it was resumed with, and what the engine has, still holds */
         rv_world_enter(v, r, &trap);
         next = on_trap(v, m, &trap);
         if (next == NATIVE)
@@ -308,6 +304,8 @@ void rv_direct_run(struct rv_vcpu *v)
     }
     if (lost)
         lose_space(v);
+    else
+        d->interrupted = next == NATIVE || trap.signal == SIGUSR1;
     rv_choice_end(d);
 }
 
@@ -391,7 +389,7 @@ int rv_direct_start(struct rv_vcpu *v, int ram_fd, uint64_t tsc_hz, char *why, s
     if (!d || !d->open_pages || rv_watch_start(v)) {
         snprintf(why, why_bytes, "out of memory");
     } else {
-        d->ticks_a_ms = tsc_hz / 1000;
+        d->ticks_a_us = tsc_hz / 1000000;
         d->maker = rv_stub_maker_start(ram_fd, why, why_bytes);
     }
     if (d && d->maker) {

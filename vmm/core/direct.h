@@ -42,7 +42,12 @@ struct rv_direct {
     uint8_t *open_pages;     /* a bit a page of RAM: perhaps writable in some stub */
     uint64_t entered;        /* when ring 3 was entered in the engine, or 0: not measured */
     uint32_t entries;
-    uint64_t ticks_a_ms, switch_ticks;
+    uint64_t ticks_a_us, switch_ticks;
+    uint32_t look_entries;   /* `entries` when a look was asked for; it comes unless 0 */
+    uint32_t look;           /* a look is due: other threads write it */
+    uint32_t idle_looks;     /* in a row that found nothing */
+    bool in_ring3;           /* 64-bit user code runs in the engine */
+    bool interrupted;        /* a native stay: it goes on unless the guest's kernel comes between */
     bool go;                 /* leave the engine before the next user instruction */
     uint32_t coin;           /* not 0: the world is chosen at random (tests) */
     uint64_t stay_began, stay_running, stay_runs; /* of the native stay that is on */
@@ -63,6 +68,11 @@ void rv_direct_run(struct rv_vcpu *v);
 
 /* The engine has left ring 3, if it was there. */
 void rv_direct_ring0(struct rv_vcpu *v);
+
+/* The time for a look at user code that stays long has come: any thread; and, on the vCPU's, in
+ * the engine between two blocks: whether to leave for the native world now. */
+void rv_direct_look(struct rv_vcpu *v);
+bool rv_direct_stays_long(struct rv_vcpu *v);
 
 /* A stub may write this page of RAM from now on; and: no stub may, until it asks again. */
 void rv_direct_opened(struct rv_vcpu *v, uint64_t page);

@@ -227,7 +227,7 @@ static bool exec_interrupt(void *cpu, int request)
         return true;
     }
     if (!__atomic_load_n(&v->intr, __ATOMIC_SEQ_CST)) {
-        if (v->direct && v->direct->go)
+        if (v->direct && rv_direct_stays_long(v))
             rv_engine.uc_emu_stop(v->uc);
         else
             clear_request(v);

@@ -106,7 +106,7 @@ struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_re
     v->ram_bytes = ram_bytes;
     v->region_count = region_count;
     memcpy(v->regions, regions, (size_t)region_count * sizeof(*regions));
-    v->deadline_ns = v->linger_ns = v->alarm_until_ns = RV_NO_DEADLINE;
+    v->deadline_ns = v->linger_ns = v->look_ns = v->alarm_until_ns = RV_NO_DEADLINE;
     v->pending_vector = RV_NO_VECTOR;
     pthread_mutex_init(&v->lock, NULL);
     pthread_mutex_init(&v->runner_lock, NULL);
@@ -266,6 +266,14 @@ void rv_vcpu_linger(struct rv_vcpu *v, int64_t ns)
 {
     pthread_mutex_lock(&v->lock);
     v->linger_ns = rv_now_ns() + ns;
+    rv_alarm_rearm_locked(v);
+    pthread_mutex_unlock(&v->lock);
+}
+
+void rv_vcpu_look(struct rv_vcpu *v, int64_t ns)
+{
+    pthread_mutex_lock(&v->lock);
+    v->look_ns = rv_now_ns() + ns;
     rv_alarm_rearm_locked(v);
     pthread_mutex_unlock(&v->lock);
 }

@@ -75,6 +75,7 @@ struct rv_vcpu {
     uint64_t intr_late_ns; /* interrupts waited so long for the guest to take them, together */
     int64_t deadline_ns; /* of the machine's next alarm, on CLOCK_MONOTONIC */
     int64_t linger_ns;   /* when the board wants `left` called at the latest */
+    int64_t look_ns;     /* when the choice of the world is to be looked at */
 
     bool halted;
     bool triple_fault;
@@ -127,6 +128,9 @@ void rv_vcpu_ask(struct rv_vcpu *v);
 
 /* Have `left` called within `ns` from now, however busy the guest. The vCPU's thread alone. */
 void rv_vcpu_linger(struct rv_vcpu *v, int64_t ns);
+
+/* Have the choice of the world looked at in `ns` from now (see direct.h). The vCPU's thread alone. */
+void rv_vcpu_look(struct rv_vcpu *v, int64_t ns);
 
 /* The level of INTR. Any thread. */
 void rv_vcpu_set_intr(struct rv_vcpu *v, bool level);

@@ -174,8 +174,8 @@ PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused)
         Py_RETURN_NONE;
     uint64_t native = __atomic_load_n(&d->native_ticks, __ATOMIC_RELAXED);
     uint64_t switching = __atomic_load_n(&d->switching_ticks, __ATOMIC_RELAXED);
-    return Py_BuildValue("KKKK", native * 1000 / (d->ticks_a_ms / 1000),
-                         switching * 1000 / (d->ticks_a_ms / 1000),
+    return Py_BuildValue("KKKK", native * 1000 / d->ticks_a_us,
+                         switching * 1000 / d->ticks_a_us,
                          __atomic_load_n(&d->stays, __ATOMIC_RELAXED),
                          __atomic_load_n(&d->traps, __ATOMIC_RELAXED));
 }
