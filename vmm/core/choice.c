@@ -3,7 +3,6 @@
 #include <string.h>
 #include <x86intrin.h>
 
-#include "guest_walk.h"
 #include "vcpu.h"
 
 /* Stays in ring 3 that are timed in the engine: one in so many, for a clock costs as well. */
@@ -18,13 +17,13 @@
 #define MOST_PATIENCE 8192u
 #define BAN_STAYS 65536u
 #define MOST_GAIN_US 1000
-#define MOST_LOSS_US 50
+#define LONG_NATIVE_US 500
 /* User code that stays longer than this goes native at once. Where looks find nothing they come
  * less often, down to 2 to this power. */
-#define LOOK_NS 1000000
+#define LOOK_NS 500000
 #define MOST_IDLE_LOOKS 2u
 #define AVERAGE_SHIFT 3
-#define ASSUMED_SWITCH_US 4
+#define MOST_SWITCH_US 50
 
 uint64_t rv_choice_cr3(const struct rv_vcpu *v)
 {
@@ -75,6 +74,15 @@ static bool choose(struct rv_vcpu *v, struct rv_record *r)
     return r->gain > 0 || r->average > LONG_STAY_US * d->ticks_a_us;
 }
 
+/* User code of this address space stays long: it is worth a stub, whatever it was before. */
+static void promote(struct rv_direct *d)
+{
+    d->idle_looks = 0;
+    d->here->wait = 0;
+    d->here->translated += PROMOTE_US * d->ticks_a_us;
+    d->here->average = LONG_STAY_US * d->ticks_a_us + 1;
+}
+
 static void leave_engine(struct rv_vcpu *v)
 {
     v->direct->go = true;
@@ -118,22 +126,28 @@ bool rv_direct_stays_long(struct rv_vcpu *v)
         return d->go;
     bool same = d->in_ring3 && d->look_entries == d->entries;
     d->look_entries = 0;
-    if (!same) {
+    if (same)
+        promote(d);
+    else
         d->idle_looks++;
-        return false;
-    }
-    d->idle_looks = 0;
-    d->here->wait = 0;
-    d->here->translated += PROMOTE_US * d->ticks_a_us;
-    d->here->average = LONG_STAY_US * d->ticks_a_us + 1;
-    d->go = true;
-    return true;
+    d->go = same;
+    return same;
+}
+
+void rv_direct_ticked(struct rv_vcpu *v)
+{
+    struct rv_direct *d = v->direct;
+    if (d->in_ring3 && d->entries == d->tick_entries + 1 && d->here->wait < BAN_STAYS / 2)
+        promote(d);
+    d->tick_entries = d->entries;
 }
 
 void rv_direct_ring0(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
     d->go = d->in_ring3 = d->interrupted = false;
+    if (d->stay_goes_on)
+        rv_choice_end(d, d->spaces[0] ? d->spaces[0]->switch_ticks : 0);
     if (!d->entered)
         return;
     uint64_t stay = __rdtsc() - d->entered;
@@ -145,38 +159,46 @@ void rv_direct_ring0(struct rv_vcpu *v)
 
 void rv_choice_begin(struct rv_direct *d)
 {
+    if (d->stay_goes_on) {
+        d->stay_goes_on = false;
+        return;
+    }
     d->stay_began = __rdtsc();
     d->stay_running = 0;
     d->stay_runs = 0;
 }
 
-void rv_choice_ran(struct rv_direct *d, uint64_t ticks)
+void rv_choice_ran(struct rv_mirror *m, uint64_t ticks)
 {
+    struct rv_direct *d = m->vcpu->direct;
     d->stay_running += ticks;
     d->stay_runs++;
     /* The shortest is a switch and nothing else; slowly forgotten. */
-    if (!d->switch_ticks || ticks < d->switch_ticks)
-        d->switch_ticks = ticks;
+    if (!m->switch_ticks || ticks < m->switch_ticks)
+        m->switch_ticks = ticks;
     else
-        d->switch_ticks += d->switch_ticks >> 12;
-    uint64_t assumed = ASSUMED_SWITCH_US * d->ticks_a_us;
-    if (d->switch_ticks > assumed)
-        d->switch_ticks = assumed;
+        m->switch_ticks += m->switch_ticks >> 12;
+    if (m->switch_ticks > MOST_SWITCH_US * d->ticks_a_us)
+        m->switch_ticks = MOST_SWITCH_US * d->ticks_a_us;
 }
 
-void rv_choice_end(struct rv_direct *d)
+void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks)
 {
     struct rv_record *r = d->here;
-    uint64_t total = __rdtsc() - d->stay_began, switches = d->stay_runs * d->switch_ticks;
+    d->stay_goes_on = d->interrupted;
+    if (d->interrupted)
+        return;
+    uint64_t total = __rdtsc() - d->stay_began, switches = d->stay_runs * switch_ticks;
     uint64_t native = d->stay_running > switches ? d->stay_running - switches : 0;
     int64_t gain = (int64_t)(native * SPEEDUP) - (int64_t)total;
     d->stays++;
     d->native_ticks += native;
     d->switching_ticks += total - native;
-    /* One long stay does not make up for many short ones, nor mapping once for what follows. */
-    int64_t most = (int64_t)(MOST_GAIN_US * d->ticks_a_us);
-    int64_t least = -(int64_t)(MOST_LOSS_US * d->ticks_a_us);
-    gain = gain > most ? most : gain < least ? least : gain;
+    /* One long stay does not make up for many short ones; and what it has mapped, it has for long. */
+    if (total > LONG_NATIVE_US * d->ticks_a_us && gain < 0)
+        return;
+    if (gain > (int64_t)(MOST_GAIN_US * d->ticks_a_us))
+        gain = (int64_t)(MOST_GAIN_US * d->ticks_a_us);
     r->gain += (gain - r->gain) / 8;
     if (r->gain > 0) {
         r->patience = FIRST_PATIENCE;

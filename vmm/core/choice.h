@@ -3,6 +3,7 @@
 #define RV_CHOICE_H
 
 #include "direct.h"
+#include "mirror.h"
 
 /* The address space that the vCPU is in. */
 uint64_t rv_choice_cr3(const struct rv_vcpu *v);
@@ -15,7 +16,7 @@ uint32_t rv_choice_random(struct rv_direct *d);
 
 /* A native stay in ring 3: it begins, the stub has run for so long, it ends. */
 void rv_choice_begin(struct rv_direct *d);
-void rv_choice_ran(struct rv_direct *d, uint64_t ticks);
-void rv_choice_end(struct rv_direct *d);
+void rv_choice_ran(struct rv_mirror *m, uint64_t ticks);
+void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks);
 
 #endif

@@ -71,7 +71,7 @@ static struct rv_mirror *new_space(struct rv_vcpu *v, uint64_t cr3)
     uint64_t base = place_window(v, cr3);
     if (d->spaces[DIRECT_SPACES - 1])
         drop_space(v, DIRECT_SPACES - 1);
-    struct rv_stub *stub = base ? rv_stub_new(d->maker, base) : NULL;
+    struct rv_stub *stub = base ? rv_stub_new(d->maker, base, d->here->needs_cpuid) : NULL;
     struct rv_mirror *m = stub ? rv_mirror_new(v, stub, cr3) : NULL;
     if (!m && stub)
         rv_stub_free(stub);
@@ -190,6 +190,12 @@ static enum next on_page_fault(struct rv_vcpu *v, struct rv_mirror *m, struct rv
     case MIRROR_LOST:
         lose_space(v);
         return ENGINE;
+    case MIRROR_CPUID:
+        if (!v->direct->here->needs_cpuid) { /* a stub that traps CPUID, next time */
+            v->direct->here->needs_cpuid = true;
+            drop_space(v, 0);
+        }
+        return ENGINE;
     case MIRROR_ODD:
         return ENGINE;
     }
@@ -266,7 +272,7 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
     if (ran) {
         uint64_t before = __rdtsc();
         *lost = rv_stub_run(m->stub, trap);
-        rv_choice_ran(d, __rdtsc() - before);
+        rv_choice_ran(m, __rdtsc() - before);
     }
     pthread_mutex_lock(&v->runner_lock);
     __atomic_store_n(&d->runner, 0, __ATOMIC_SEQ_CST);
@@ -287,6 +293,7 @@ void rv_direct_run(struct rv_vcpu *v)
         rv_choice_ban(d->here);
         return;
     }
+    uint64_t switch_ticks = m->switch_ticks;
     rv_choice_begin(d);
     bool lost = rv_mirror_sync(m) != 0;
     enum next next = lost ? ENGINE : NATIVE;
@@ -306,44 +313,7 @@ void rv_direct_run(struct rv_vcpu *v)
         lose_space(v);
     else
         d->interrupted = next == NATIVE || trap.signal == SIGUSR1;
-    rv_choice_end(d);
-}
-
-static void came_to_ring3(void)
-{
-    struct rv_vcpu *v = rv_current;
-    const uint32_t user64 = HF_CPL | HF_LMA | HF_CS64;
-    if (v && v->direct && (RV_AT(v->env, ENV_HFLAGS, uint32_t) & user64) == user64)
-        rv_choice_ring3(v);
-}
-
-/* What returns to ring 3 may fault, and tells where by the address it was called from: ours would
- * give the start of the block, and a kernel that knows its own IRET by RIP would not find it. */
-static void place(uintptr_t retaddr)
-{
-    if (rv_current)
-        rv_engine.restore_state(rv_current->cpu, retaddr, false);
-}
-
-void rv_sysret(void *env, int dflag)
-{
-    place((uintptr_t)__builtin_return_address(0));
-    rv_engine.original.sysret(env, dflag);
-    came_to_ring3();
-}
-
-void rv_sysexit(void *env, int dflag)
-{
-    place((uintptr_t)__builtin_return_address(0));
-    rv_engine.original.sysexit(env, dflag);
-    came_to_ring3();
-}
-
-void rv_iret(void *env, int shift, int next)
-{
-    place((uintptr_t)__builtin_return_address(0));
-    rv_engine.original.iret(env, shift, next);
-    came_to_ring3();
+    rv_choice_end(d, switch_ticks);
 }
 
 void rv_direct_interrupt(struct rv_vcpu *v)
@@ -393,7 +363,7 @@ int rv_direct_start(struct rv_vcpu *v, int ram_fd, uint64_t tsc_hz, char *why, s
         d->maker = rv_stub_maker_start(ram_fd, why, why_bytes);
     }
     if (d && d->maker) {
-        struct rv_stub *probe = rv_stub_new(d->maker, FIRST_WINDOW_SLOT * PML4_BYTES);
+        struct rv_stub *probe = rv_stub_new(d->maker, FIRST_WINDOW_SLOT * PML4_BYTES, false);
         if (probe) {
             rv_stub_free(probe);
             v->direct = d;

@@ -31,6 +31,7 @@ struct rv_record {
     int64_t gain;         /* average of a native stay: ticks saved, by estimate */
     uint32_t wait;        /* stays to translate before native is tried again */
     uint32_t patience;    /* how many that will be next time */
+    bool needs_cpuid;     /* its code lies beside CPUID: its stub must trap that */
 };
 
 struct rv_direct {
@@ -42,15 +43,17 @@ struct rv_direct {
     uint8_t *open_pages;     /* a bit a page of RAM: perhaps writable in some stub */
     uint64_t entered;        /* when ring 3 was entered in the engine, or 0: not measured */
     uint32_t entries;
-    uint64_t ticks_a_us, switch_ticks;
+    uint64_t ticks_a_us;
     uint32_t look_entries;   /* `entries` when a look was asked for; it comes unless 0 */
     uint32_t look;           /* a look is due: other threads write it */
+    uint32_t tick_entries;   /* `entries` at the last hardware interrupt */
     uint32_t idle_looks;     /* in a row that found nothing */
     bool in_ring3;           /* 64-bit user code runs in the engine */
     bool interrupted;        /* a native stay: it goes on unless the guest's kernel comes between */
     bool go;                 /* leave the engine before the next user instruction */
     uint32_t coin;           /* not 0: the world is chosen at random (tests) */
     uint64_t stay_began, stay_running, stay_runs; /* of the native stay that is on */
+    bool stay_goes_on;       /* it was interrupted, but not by the guest */
     int runner;              /* the stub's process while it runs, or 0: other threads read it */
     /* For the census: ticks, and numbers of stays and of traps */
     uint64_t native_ticks, switching_ticks, stays, traps;
@@ -69,6 +72,9 @@ void rv_direct_run(struct rv_vcpu *v);
 /* The engine has left ring 3, if it was there. */
 void rv_direct_ring0(struct rv_vcpu *v);
 
+/* A hardware interrupt is about to be delivered. */
+void rv_direct_ticked(struct rv_vcpu *v);
+
 /* The time for a look at user code that stays long has come: any thread; and, on the vCPU's, in
  * the engine between two blocks: whether to leave for the native world now. */
 void rv_direct_look(struct rv_vcpu *v);
@@ -82,7 +88,7 @@ void rv_direct_close_all(struct rv_vcpu *v);
 /* Any thread: if user code runs natively, have it come back. */
 void rv_direct_interrupt(struct rv_vcpu *v);
 
-/* Interposed (see engine.h): the ways down to ring 3. */
+/* ringdown.c, interposed (see engine.h): the ways down to ring 3. */
 void rv_sysret(void *env, int dflag);
 void rv_sysexit(void *env, int dflag);
 void rv_iret(void *env, int shift, int next);

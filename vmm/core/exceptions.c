@@ -239,6 +239,8 @@ static bool exec_interrupt(void *cpu, int request)
     int vector = v->board.acknowledge(v->board.opaque);
     if (vector < 0)
         return false;
+    if (v->direct)
+        rv_direct_ticked(v);
     leave_ring3(v);
     rv_census_count(&v->census, RV_INTERRUPT, (uint64_t)vector, rv_linear_rip(v));
     rv_engine.do_hardirq(v->env, vector, 1);

@@ -5,7 +5,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <x86intrin.h>
 
 #include "codepages.h"
 #include "direct.h"
@@ -46,12 +45,9 @@ static int perform(struct rv_mirror *m)
 {
     if (!m->queued)
         return 0;
-    uint64_t before = __rdtsc();
     m->stub->commands->count = m->queued;
     m->queued = 0;
-    int result = rv_stub_map(m->stub);
-    m->map_ticks += __rdtsc() - before;
-    return result;
+    return rv_stub_map(m->stub);
 }
 
 static int queue(struct rv_mirror *m, struct rv_stub_command command)
@@ -293,17 +289,17 @@ int rv_mirror_sync(struct rv_mirror *m)
     return perform(m);
 }
 
-/* Whether a page may run natively: CPUID would tell of this host there (opcode 0F A2; a byte at
+/* Whether CPUID, which would tell of this host, may be executed in a page (opcode 0F A2; a byte at
  * either edge may belong to one that crosses it). */
-static bool may_execute(const struct rv_vcpu *v, uint64_t offset)
+static bool may_tell_cpuid(const struct rv_vcpu *v, uint64_t offset)
 {
     const uint8_t *page = v->ram + offset, *at = page;
     while ((at = memchr(at, 0xa2, (size_t)(page + PAGE - at)))) {
         if (at == page || at[-1] == 0x0f)
-            return false;
+            return true;
         at++;
     }
-    return page[PAGE - 1] != 0x0f;
+    return page[PAGE - 1] == 0x0f;
 }
 
 /* Take note that the stub may write a page from now on. */
@@ -329,8 +325,9 @@ static bool note(struct rv_mirror *m, struct rv_mirror_table *t, unsigned i, boo
         t->mapped++;
         m->mappings++;
     }
+    bool execute = executable && (m->stub->traps_cpuid || !may_tell_cpuid(v, offset));
     t->copy[i] = (entry & ~(uint64_t)MIRROR_BITS) | (write ? MIRROR_WRITE : 0) |
-                 (executable && may_execute(v, offset) ? MIRROR_EXEC : 0);
+                 (execute ? MIRROR_EXEC : 0);
     if (write)
         open_for_writing(v, offset);
     return true;
@@ -387,7 +384,9 @@ enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool wri
     if (map_around(m, t, index, &w, write) || perform(m))
         return MIRROR_LOST;
     uint64_t copy = t->copy[index];
-    if (!copy || (write && !(copy & MIRROR_WRITE)) || (fetch && !(copy & MIRROR_EXEC)))
+    if (fetch && copy && !(copy & MIRROR_EXEC))
+        return MIRROR_CPUID;
+    if (!copy || (write && !(copy & MIRROR_WRITE)))
         return MIRROR_ODD;
     return MIRROR_DONE;
 }

@@ -42,13 +42,14 @@ struct rv_mirror {
     uint64_t seen;       /* the watch's time when all was true */
     uint64_t writes;     /* rv_direct.write_epoch when writable pages were looked through */
     unsigned queued;     /* commands not yet performed */
-    uint64_t map_ticks;  /* spent on mapping */
+    uint64_t switch_ticks; /* what a switch to this stub and back takes at the least */
 };
 
 enum rv_mirror_result {
     MIRROR_DONE,
     MIRROR_FAULT, /* the guest gets #PF with `*error` */
     MIRROR_ODD,   /* this access is for the engine */
+    MIRROR_CPUID, /* the same, unless the stub trapped CPUID */
     MIRROR_LOST,  /* the stub is gone */
 };
 

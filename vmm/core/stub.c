@@ -224,7 +224,7 @@ static int clear_space(struct rv_stub *s)
     return rv_stub_map(s);
 }
 
-struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base)
+struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base, bool trap_cpuid)
 {
     struct rv_stub *s = calloc(1, sizeof(*s));
     struct rv_stub_reply reply;
@@ -240,6 +240,7 @@ struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base)
     s->registers = (void *)((uint8_t *)memory + STUB_PAGE);
     s->signals = (uint8_t *)memory + (STUB_SIGNALS - 1) * STUB_PAGE;
     struct rv_stub_setup *setup = (void *)s->signals;
+    setup->trap_cpuid = trap_cpuid;
     rv_stub_filters(setup, base, (uint64_t)(uintptr_t)__ehdr_start, (uint64_t)(uintptr_t)_end);
     if (!send_window(maker, base, window) || (s->listener = take_listener(maker, &reply)) < 0)
         goto failed;
@@ -247,7 +248,10 @@ struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base)
     ioctl(s->listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags); /* faster where it is known */
     s->runner = reply.runner;
     s->mapper = reply.mapper;
-    if (hear_both(s) || clear_space(s))
+    if (hear_both(s))
+        goto failed;
+    s->traps_cpuid = setup->trap_cpuid;
+    if (clear_space(s))
         goto failed;
     close(window);
     return s;

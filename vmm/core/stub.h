@@ -68,6 +68,7 @@ struct rv_stub {
     uint64_t base;    /* of the window */
     int listener;     /* seccomp notifications of both processes */
     int runner, mapper;
+    bool traps_cpuid; /* CPUID traps, so any page may be executed */
     uint64_t runner_ask, mapper_ask; /* notifications that wait for an answer; 0 for none */
     struct rv_stub_commands *commands; /* the window, as the VMM sees it */
     struct rv_stub_registers *registers;
@@ -85,8 +86,9 @@ struct rv_stub_maker {
 struct rv_stub_maker *rv_stub_maker_start(int ram_fd, char *why, size_t why_bytes);
 void rv_stub_maker_stop(struct rv_stub_maker *maker);
 
-/* An empty address space with the window at `base`. NULL when it cannot be had. */
-struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base);
+/* An empty address space with the window at `base`. NULL when it cannot be had. With `trap_cpuid`
+ * CPUID traps where the processor can do that; in a virtual machine, switches take longer then. */
+struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base, bool trap_cpuid);
 void rv_stub_free(struct rv_stub *stub);
 
 /* Have the mapper perform what `commands` lists. 0, or -1 when one failed or the stub is gone. */

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "stub_maker.h"
 
+#include <asm/prctl.h>
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -129,6 +130,8 @@ ALONE static void runner(void *argument)
             quit();
     if (CALL2(SYS_prctl, PR_SET_TSC, PR_TSC_SIGSEGV))
         quit();
+    if (birth->setup->trap_cpuid && CALL2(SYS_arch_prctl, ARCH_SET_CPUID, 0))
+        birth->setup->trap_cpuid = 0;
     if (CALL4(SYS_rt_sigprocmask, SIG_SETMASK, &nothing, 0, sizeof(nothing)))
         quit();
     filter(SECCOMP_FILTER_FLAG_SPEC_ALLOW, &birth->setup->runner, &result);

@@ -17,6 +17,7 @@ struct rv_stub_program {
 
 /* At the bottom of the signal stack while a stub begins. */
 struct rv_stub_setup {
+    uint64_t trap_cpuid;   /* wanted; and, when the stub has begun: had */
     struct rv_stub_program both, mapper, runner;
 };
 

@@ -1,0 +1,88 @@
+/*
+ * The ways down to ring 3: the engine's helpers for SYSRET, SYSEXIT and IRET, with a look at where
+ * they will lead.
+ *
+ * A helper that faults finds the guest's RIP by the address in translated code that it returns to,
+ * so the core may not stand between the two: it looks first, and then jumps.
+ */
+#include "choice.h"
+#include "vcpu.h"
+
+#define OPERAND_64 2
+#define USER_CS 0x33u
+#define PAGE_MASK (~(uint64_t)0xfff)
+#define MODE_KERNEL 2      /* of the software TLB: CPL 0 without SMAP */
+#define MODE_KERNEL_SMAP 0
+
+typedef void helper_fn(void);
+
+/* Stand-ins for a helper: `before` gets its arguments and returns where to go. */
+#define JUMP_AFTER(name, before)                                                                   \
+    __asm__(".pushsection .text\n"                                                                 \
+            ".globl " #name "\n"                                                                   \
+            ".hidden " #name "\n"                                                                  \
+            ".type " #name ", @function\n" #name ":\n"                                             \
+            "push %rdi\n"                                                                          \
+            "push %rsi\n"                                                                          \
+            "push %rdx\n"                                                                          \
+            "call " #before "\n"                                                                   \
+            "pop %rdx\n"                                                                           \
+            "pop %rsi\n"                                                                           \
+            "pop %rdi\n"                                                                           \
+            "jmp *%rax\n"                                                                          \
+            ".popsection\n")
+
+JUMP_AFTER(rv_sysret, rv_before_sysret);
+JUMP_AFTER(rv_sysexit, rv_before_sysexit);
+JUMP_AFTER(rv_iret, rv_before_iret);
+
+helper_fn *rv_before_sysret(void *env, int dflag) __attribute__((visibility("hidden"), used));
+helper_fn *rv_before_sysexit(void *env, int dflag) __attribute__((visibility("hidden"), used));
+helper_fn *rv_before_iret(void *env, int shift) __attribute__((visibility("hidden"), used));
+
+/* If it faults instead, the exception takes this back. */
+static void going_down(void)
+{
+    if (rv_current && rv_current->direct)
+        rv_choice_ring3(rv_current);
+}
+
+helper_fn *rv_before_sysret(void *env, int dflag)
+{
+    (void)env;
+    if (dflag == OPERAND_64)
+        going_down();
+    return (helper_fn *)rv_engine.original.sysret;
+}
+
+helper_fn *rv_before_sysexit(void *env, int dflag)
+{
+    (void)env;
+    if (dflag == OPERAND_64)
+        going_down();
+    return (helper_fn *)rv_engine.original.sysexit;
+}
+
+/* Eight bytes of guest memory if the software TLB has them for reading; 0 if not. */
+static uint64_t peek(void *env, int mode, uint64_t address)
+{
+    const struct rv_uc_tlb_fast *fast =
+        (void *)((char *)env + ENV_TLB + TLB_FAST + mode * (int)sizeof(*fast));
+    const struct rv_uc_tlb_entry *e =
+        &fast->table[address >> 12 & fast->mask / sizeof(struct rv_uc_tlb_entry)];
+    uint64_t value = 0;
+    if (e->addr_read == (address & PAGE_MASK) && (address & 0xfff) <= 0xff8)
+        value = *(const uint64_t *)(uintptr_t)(address + e->addend);
+    return value;
+}
+
+helper_fn *rv_before_iret(void *env, int shift)
+{
+    if (shift == OPERAND_64 && rv_current && rv_current->direct) {
+        uint64_t saved_cs = (&RV_AT(env, ENV_REGS, uint64_t))[4] + 8;
+        if (peek(env, MODE_KERNEL, saved_cs) == USER_CS ||
+            peek(env, MODE_KERNEL_SMAP, saved_cs) == USER_CS)
+            going_down();
+    }
+    return (helper_fn *)rv_engine.original.iret;
+}
