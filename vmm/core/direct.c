@@ -306,6 +306,8 @@ void rv_direct_run(struct rv_vcpu *v)
             break; /* what it was resumed with, and what the engine has, still holds */
         rv_world_enter(v, r, &trap);
         next = on_trap(v, m, &trap);
+        if (next == NATIVE && !rv_world_native(v))
+            next = ENGINE; /* it has set a flag, or is in a mode, that is the engine's */
         if (next == NATIVE)
             rv_world_leave(v, r);
     }

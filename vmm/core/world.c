@@ -7,6 +7,7 @@
 
 #define USER_CS 0x33u
 #define USER_SS 0x2bu
+#define USER_CS_COMPAT 0x23u
 #define CR0_PG 0x80000000u
 #define CR0_EM_TS 0xcu
 #define CR4_OSFXSR 0x200u
@@ -144,6 +145,8 @@ void rv_world_enter(struct rv_vcpu *v, const struct rv_stub_registers *r,
     memcpy((char *)v->env + ENV_REGS, trap->gpr, sizeof(trap->gpr));
     RV_AT(v->env, ENV_EIP, uint64_t) = trap->rip;
     rv_write_rflags_at_rest(v->env, (trap->rflags & USER_FLAGS) | ours);
+    if (trap->cs == USER_CS_COMPAT) /* by a far transfer: the only other code segment there is */
+        rv_load_flat(v->env, SEG_CS, USER_CS_COMPAT, DESC_CODE | DESC_B | DESC_DPL(3));
     enter_segment(v, SEG_DS, r->ds & 0xffff);
     enter_segment(v, SEG_ES, r->es & 0xffff);
     enter_segment(v, SEG_FS, r->fs & 0xffff);
