@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client.registry import Collector
 
@@ -35,6 +35,9 @@ FT_STATES: Final = ("seeding", "protected", "lagging", "unprotected")
 _NEVER_ENTERED: Final = {"running": 0, "crashed": 0}
 """Shown from the beginning: an increase is only seen of a series that was there before."""
 
+_NO_RESTARTS: Final = {"restarted": 0, "failed": 0, "refused": 0}
+"""As above."""
+
 LOOK_EVERY_S: Final = 10.0
 
 
@@ -49,6 +52,25 @@ class HostFacts:
     maintenance: bool = False
 
 
+class HaLike(Protocol):
+    """What is read of the statistics of high availability; see `rayvisor.actors.guardian`."""
+
+    @property
+    def restarts(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def causes(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def refusals(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def reserve_hosts(self) -> int: ...  # noqa: D102
+    @property
+    def leases(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def lease_age_s(self) -> Mapping[str, float]: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
     """The cluster as a whole.
@@ -57,6 +79,7 @@ class ClusterFacts:
         outcomes: requests to create a VM, by outcome.
         looked_unix_s: when the hosts were looked at.
         book: what happened; None where it is not known.
+        ha: high availability; None where it is not known.
         addresses: where each host's metrics are, as HOST:PORT by host id.
     """
 
@@ -65,6 +88,7 @@ class ClusterFacts:
     looked_unix_s: float = 0.0
     book: EventBook | None = None
     addresses: Mapping[str, str] = field(default_factory=dict)
+    ha: HaLike | None = None
 
 
 class HostCollector(Collector):
@@ -211,9 +235,26 @@ class ClusterCollector(Collector):
             for kind, count in facts.book.kinds.items():
                 page.add(metrics.CLUSTER_EVENTS, count, kind)
             _add_migrations(page, facts.book)
+        if facts.ha is not None:
+            _add_ha(page, facts.ha)
         if facts.looked_unix_s:
             page.add(metrics.CLUSTER_AGE, max(0.0, time.time() - facts.looked_unix_s))
         return page
+
+
+def _add_ha(page: Page, ha: HaLike) -> None:
+    for outcome, count in {**_NO_RESTARTS, **ha.restarts}.items():
+        page.add(metrics.CLUSTER_RESTARTS, count, outcome)
+    for cause, count in ha.causes.items():
+        page.add(metrics.CLUSTER_RESTART_CAUSES, count, cause)
+    for lack, count in ha.refusals.items():
+        page.add(metrics.CLUSTER_REFUSALS, count, lack)
+    page.add(metrics.CLUSTER_WAITING, ha.waiting)
+    page.add(metrics.CLUSTER_RESERVE, ha.reserve_hosts)
+    for host, state in ha.leases.items():
+        page.add(metrics.CLUSTER_LEASE, 1, host, state)
+    for host, age_s in ha.lease_age_s.items():
+        page.add(metrics.CLUSTER_LEASE_AGE, age_s, host)
 
 
 def _add_migrations(page: Page, book: EventBook) -> None:

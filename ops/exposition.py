@@ -33,6 +33,7 @@ from rayvisor.vmm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from rayvisor.ops.collectors import HaLike
     from rayvisor.ops.event_book import EventLike
     from rayvisor.ops.page import Page
     from rayvisor.vmm.stats import HostStats
@@ -80,6 +81,9 @@ class ClusterSubject(Protocol):
 
     def outcomes(self) -> Mapping[str, int]:
         """Requests to create a VM, by outcome."""
+
+    def ha_stats(self) -> HaLike:
+        """What is counted of high availability."""
 
     def service_addresses(self) -> Mapping[str, str]:
         """Where hosts serve their metrics, by host id."""
@@ -203,7 +207,12 @@ def look_at(subject: ClusterSubject, book: EventBook) -> ClusterFacts:
         hosts = tuple(facts_of(host) for host in subject.hosts())
         book.read(subject.events(book.last, READ_AT_ONCE))
         return ClusterFacts(
-            hosts, subject.outcomes(), time.time(), book, dict(subject.service_addresses())
+            hosts,
+            subject.outcomes(),
+            time.time(),
+            book,
+            dict(subject.service_addresses()),
+            subject.ha_stats(),
         )
     except Exception as error:  # noqa: BLE001 - Ray's, while it goes down: the next look may see
         _log.warning("the cluster cannot be looked at: %s", error)

@@ -275,6 +275,49 @@ CLUSTER_MIGRATION_BYTES = Metric(
     unit="bytes",
     scope=Scope.CLUSTER,
 )
+
+
+def _cluster(name: str, kind: Kind, text: str, unit: str = "", *labels: str) -> Metric:
+    return Metric(name, kind, text, unit, labels, Scope.CLUSTER)
+
+
+CLUSTER_RESTARTS = _cluster(
+    "cluster_vm_restarts_total",
+    Kind.COUNTER,
+    "Attempts to start a VM again that was down, by what came of them.",
+    "",
+    "outcome",
+)
+CLUSTER_RESTART_CAUSES = _cluster(
+    "cluster_vm_restart_causes_total",
+    Kind.COUNTER,
+    "VMs that were started again, by why they were down.",
+    "",
+    "kind",
+)
+CLUSTER_REFUSALS = _cluster(
+    "cluster_refusals_total",
+    Kind.COUNTER,
+    "Requests to create a VM that were refused, by what was lacking.",
+    "",
+    "kind",
+)
+CLUSTER_WAITING = _cluster(
+    "cluster_vms_waiting", Kind.GAUGE, "VMs that are down and are to be started again."
+)
+CLUSTER_RESERVE = _cluster(
+    "cluster_reserve_hosts", Kind.GAUGE, "Hosts for whose loss room is kept on the others."
+)
+CLUSTER_LEASE = _cluster(
+    "cluster_host_lease", Kind.GAUGE, "The state of a host's lease: always 1.", "", "host", "state"
+)
+CLUSTER_LEASE_AGE = _cluster(
+    "cluster_host_lease_age_seconds",
+    Kind.GAUGE,
+    "How long ago the host was last heard of.",
+    "seconds",
+    "host",
+)
 CLUSTER_EVENTS = Metric(
     "cluster_events_total",
     Kind.COUNTER,

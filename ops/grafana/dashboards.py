@@ -114,6 +114,30 @@ def cluster() -> Dashboard:
                 ("sum(rayvisor_vm_memory_touched_bytes)", "touched"),
             )
         )
+        .with_row(Row("High availability"))
+        .with_panel(
+            stat("VMs to be restarted", "short", "sum(rayvisor_cluster_vms_waiting)", limits=(1, 5))
+        )
+        .with_panel(stat("Hosts kept in reserve", "short", "sum(rayvisor_cluster_reserve_hosts)"))
+        .with_panel(
+            graph(
+                "Last heard of",
+                "s",
+                ("max by (host) (rayvisor_cluster_host_lease_age_seconds)", "{{host}}"),
+                limits=(2, 10),
+                about="A host that is not heard of loses its lease; its VMs start elsewhere.",
+            )
+        )
+        .with_panel(
+            graph(
+                "VMs started again, in 5 minutes",
+                "short",
+                (
+                    "sum by (outcome) (increase(rayvisor_cluster_vm_restarts_total[5m]))",
+                    "{{outcome}}",
+                ),
+            )
+        )
         .with_row(Row("What happened"))
         .with_panel(
             graph(

@@ -151,7 +151,7 @@ def _cluster_page(cluster: Cluster) -> Page:
     hosts = tuple(facts_of(h) for h in cluster.hosts())
     book = EventBook()
     book.read(events())
-    facts = ClusterFacts(hosts, outcomes(), time.time(), book)
+    facts = ClusterFacts(hosts, outcomes(), time.time(), book, ha=cluster.ha_stats())
     return ClusterCollector(lambda: facts).page()
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from rayvisor.actors.guardian import HaStats
 from rayvisor.vmm.stats import FtStats, HostStats, MoveStats, ProcessStats, VmStats
 
 MIB = 1 << 20
@@ -14,6 +15,17 @@ NOW_S = 1_800_000_000.0
 
 A_MOVE = MoveStats("precopy", 2, 3 * MIB, 90 * MIB, 2.0 * MIB, 50.0 * MIB, 0.2, 1.5)
 AN_FT = FtStats("protected", 100, 0.025, 0.002, 0.03, MIB, 80 * MIB, 20 * MIB, 12, 1)
+
+
+AN_HA = HaStats(
+    restarts={"restarted": 3, "failed": 1},
+    causes={"host-dead": 2, "guest": 1},
+    refusals={"memory": 4},
+    waiting=1,
+    reserve_hosts=1,
+    leases={"a": "held", "b": "expired"},
+    lease_age_s={"a": 0.2, "b": 30.0},
+)
 
 
 def a_vm(name: str = "web", **values: Any) -> VmStats:  # noqa: ANN401 - fields of VmStats

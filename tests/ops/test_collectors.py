@@ -23,7 +23,7 @@ from rayvisor.ops.collectors import (
     Lookout,
 )
 from rayvisor.ops.event_book import EventBook
-from tests.ops.snapshots import A_MOVE, AN_FT, MIB, a_host, a_vm
+from tests.ops.snapshots import A_MOVE, AN_FT, AN_HA, MIB, a_host, a_vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +118,7 @@ def test_the_cluster() -> None:
         {"placed": 4, "refused": 2},
         looked_unix_s=time.time(),
         book=EventBook(),
+        ha=AN_HA,
     )
     found = read(ClusterCollector(lambda: facts).page().text().decode())
     assert value(found, "cluster_host_up", host="a") == 1
@@ -125,6 +126,13 @@ def test_the_cluster() -> None:
     assert value(found, "cluster_host_vms", host="a") == 3
     assert value(found, "cluster_placements_total", outcome="refused") == 2
     assert value(found, "cluster_events_total", kind="ft_failover") == 0
+    assert value(found, "cluster_vm_restarts_total", outcome="restarted") == 3
+    assert value(found, "cluster_vm_restarts_total", outcome="refused") == 0
+    assert value(found, "cluster_vm_restart_causes_total", kind="host-dead") == 2
+    assert value(found, "cluster_refusals_total", kind="memory") == 4
+    assert value(found, "cluster_vms_waiting") == 1
+    assert value(found, "cluster_host_lease", host="b", state="expired") == 1
+    assert value(found, "cluster_host_lease_age_seconds", host="b") == 30
     wanted = {m.full_name for m in metrics.ALL if m.scope is metrics.Scope.CLUSTER}
     names = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in found}
     assert names == wanted | {"rayvisor_build_info"}

@@ -23,11 +23,12 @@ from rayvisor.ops.exposition import (
     targets,
 )
 from rayvisor.vmm.errors import ConfigError
-from tests.ops.snapshots import a_host, a_vm
+from tests.ops.snapshots import AN_HA, a_host, a_vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rayvisor.actors.guardian import HaStats
     from rayvisor.vmm.stats import HostStats
 
     Serve = Callable[..., tuple[MetricsServer, str]]
@@ -70,6 +71,9 @@ class Cluster:
 
     def events(self, after: str, limit: int) -> list[Event]:
         return [e for e in self.happened if e.id > after][:limit]
+
+    def ha_stats(self) -> HaStats:
+        return AN_HA
 
     def outcomes(self) -> dict[str, int]:
         return {"placed": 1}
