@@ -26,8 +26,6 @@ from rayvisor.runtime.protecting import wait_until_protected
 PICTURES: Final = ROOT / "docs" / "dashboards"
 GUESTS: Final = ("web", "db", "ci")
 WORK: Final = "while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>&-; sleep 0.2; done &"
-    "while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>/dev/null; sleep 0.2; done &"
-)
 
 
 def main() -> None:
