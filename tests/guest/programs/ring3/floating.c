@@ -147,6 +147,7 @@ static void compute(uint64_t seed, uint8_t *image) {
     /* Not ours: exception flags (ring3_exact_x87), pointers to the last x87 instruction, and
      * registers that C code uses. */
     image[2] = 0;
+    image[3] &= (uint8_t)~2u; /* C1: how the last result was rounded, which translated code does not tell */
     for (int xmm = 0; xmm < 16; xmm++)
         if (xmm != 0 && xmm != 5 && xmm != 11)
             memset(image + 160 + xmm * 16, 0, 16);
