@@ -84,9 +84,11 @@ def debian_vm(
     *,
     files: Mapping[str, bytes | Path] | None = None,
     memory_bytes: int = 256 * MIB,
+    direct: bool = True,
 ) -> Iterator[Vm]:
     """A VM that has been started with an image; closed at the end."""
-    vm = Vm(MachineSpec(memory_bytes, image.boot_source(append, files=files), name="debian"))
+    boot = image.boot_source(append, files=files)
+    vm = Vm(MachineSpec(memory_bytes, boot, name="debian", direct=direct))
     try:
         vm.start()
         yield vm

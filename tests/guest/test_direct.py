@@ -1,0 +1,105 @@
+"""Direct execution: the two worlds alternating at random, and what a stub can reach."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rayvisor.runtime.images import ImageStore
+from tests.support.machines import debian_vm, expect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rayvisor.vmm.vm import Vm
+    from tests.guest.conftest import Selfcheck
+
+pytestmark = [pytest.mark.guest, pytest.mark.network]
+
+MAPPED_BY_STUBS = {"guest-ram", "rayvisor-stub", "rayvisor-stub-text", "[vsyscall]"}
+
+
+def _require_direct(vm: Vm) -> None:
+    if vm.machine.direct_refused:
+        pytest.skip(f"no direct execution here: {vm.machine.direct_refused}")
+
+
+def test_worlds_that_alternate_at_random_lose_nothing(selfcheck: Selfcheck) -> None:
+    with selfcheck.started(tick_us=1000) as vm:
+        _require_direct(vm)
+        vm.pause()
+        vm.machine.vcpu.choose_at_random(on=True)
+        vm.resume()
+        selfcheck.check(vm)
+        counts = vm.machine.vcpu.direct_counts()
+        assert counts.stays > 1000
+        assert counts.native_s > 0
+
+
+def test_nothing_is_native_when_it_is_not_wanted() -> None:
+    with debian_vm(ImageStore().build("debian"), direct=False) as vm:
+        _until_busy(vm)
+        assert vm.machine.vcpu.direct_counts().stays == 0
+        assert not list(_children(os.getpid(), "rayvisor-stub"))
+
+
+def test_stubs_reach_nothing_but_guest_ram() -> None:
+    before = set(_children(os.getpid(), "rayvisor-stub"))
+    with debian_vm(ImageStore().build("debian")) as vm:
+        _require_direct(vm)
+        _until_busy(vm)
+        family = set(_children(os.getpid(), "rayvisor-stub")) - before
+        stubs = {pid for pid in family if "rayvisor-stub" in _mapped(pid)}
+        assert len(stubs) >= 2
+        for pid in family:
+            status = _status(pid)
+            assert status["NoNewPrivs"] == "1"
+            assert int(status["CapEff"], 16) == 0
+            assert int(status["CapPrm"], 16) == 0
+            assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+        for pid in stubs:
+            assert _status(pid)["Seccomp"] == "2"
+            assert _mapped(pid) <= MAPPED_BY_STUBS
+            descriptors = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+            assert all("guest-ram" in target for target in descriptors)
+            assert len(descriptors) <= 1
+        assert any(not list(Path(f"/proc/{pid}/fd").iterdir()) for pid in stubs)
+    assert not family & set(_children(os.getpid(), "rayvisor-stub"))
+
+
+def _until_busy(vm: Vm) -> None:
+    """A shell that computes for a while."""
+    console = expect(vm)
+    console.read_until(":~# ")
+    vm.console.send(b"i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; echo 'lo'op\n")
+    console.read_until("loop\r\n", timeout_s=120)
+
+
+def _children(pid: int, name: str) -> Iterator[int]:
+    """Live processes of that name below `pid`, however deep."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            if _status(child).get("Name") == name and _status(child)["State"][0] != "Z":
+                yield child
+            yield from _children(child, name)
+
+
+def _status(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {"Name": "", "State": "Z"}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _mapped(pid: int) -> set[str]:
+    """What a process has mapped, by name; "" for memory without one."""
+    names = set()
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        name = line.split(maxsplit=5)[5] if len(line.split(maxsplit=5)) == 6 else ""
+        names.add(re.sub(r"^/memfd:(\S+).*", r"\1", name))
+    return names
