@@ -362,8 +362,9 @@ def vm() -> Dashboard:
                 ),
                 (
                     (
-                        f"rate(rayvisor_vm_interrupt_lateness_seconds_total{{{OF_VM}}}[{RATE}])"
-                        " / on (vm) sum by (vm)"
+                        "sum by (vm)"
+                        f" (rate(rayvisor_vm_interrupt_lateness_seconds_total{{{OF_VM}}}[{RATE}]))"
+                        " / sum by (vm)"
                         f' (rate(rayvisor_vm_exits_total{{{OF_VM},kind="interrupt"}}[{RATE}]))'
                     ),
                     "{{vm}} interrupts",
