@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from rayvisor.runtime.images import ImageStore
+from rayvisor.vmm.machine import PowerState
 from tests.support.machines import debian_vm, expect
 
 if TYPE_CHECKING:
@@ -69,6 +72,29 @@ def test_stubs_reach_nothing_but_guest_ram() -> None:
             assert len(descriptors) <= 1
         assert any(not list(Path(f"/proc/{pid}/fd").iterdir()) for pid in stubs)
     assert not family & set(_children(os.getpid(), "rayvisor-stub"))
+
+
+def test_a_stub_that_dies_costs_one_program() -> None:
+    before = set(_children(os.getpid(), "rayvisor-stub"))
+    with debian_vm(ImageStore().build("debian")) as vm:
+        _require_direct(vm)
+        console = expect(vm)
+        console.read_until(":~# ")
+        vm.console.send(b"sh -c 'while :; do :; done'; echo \"status\"=$?\n")
+        stubs: set[int] = set()
+        for _ in range(300):
+            stubs = {
+                pid
+                for pid in set(_children(os.getpid(), "rayvisor-stub")) - before
+                if "rayvisor-stub" in _mapped(pid)
+            }
+            if stubs and vm.machine.vcpu.direct_counts().native_s > 1:
+                break
+            time.sleep(0.1)
+        for pid in stubs:
+            os.kill(pid, signal.SIGKILL)
+        console.read_until("status=139", timeout_s=60)
+        assert vm.power is PowerState.RUNNING
 
 
 def _until_busy(vm: Vm) -> None:

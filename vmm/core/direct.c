@@ -299,7 +299,8 @@ void rv_direct_run(struct rv_vcpu *v)
     enum next next = lost ? ENGINE : NATIVE;
     if (!lost)
         rv_world_leave(v, m->stub->registers);
-    while (next == NATIVE && resume(v, m, &trap, &lost)) {
+    bool died = false;
+    while (next == NATIVE && resume(v, m, &trap, &died)) {
         struct rv_stub_registers *r = m->stub->registers;
         d->traps++;
         if (!trap.signal)
@@ -311,7 +312,9 @@ void rv_direct_run(struct rv_vcpu *v)
         if (next == NATIVE)
             rv_world_leave(v, r);
     }
-    if (lost)
+    if (died)
+        raise_in_guest(v, VECTOR_GP, 0); /* its registers are gone: the program cannot go on */
+    if (lost || died)
         lose_space(v);
     else
         d->interrupted = next == NATIVE || trap.signal == SIGUSR1;

@@ -151,6 +151,7 @@ static struct rv_mirror_table *add_table(struct rv_mirror *m, uint64_t va, const
     t->seen = m->vcpu->watch.now;
     t->next = *head;
     *head = t;
+    m->tables++;
     return t;
 }
 
@@ -160,6 +161,7 @@ static void forget_table(struct rv_mirror *m, struct rv_mirror_table **at)
     for (int i = 0; i < watched_pages(t); i++)
         rv_watch_drop(m->vcpu, t->path[i]);
     *at = t->next;
+    m->tables--;
     free(t);
 }
 
@@ -373,7 +375,7 @@ enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool wri
     for (int i = 0; i <= w.last; i++)
         set_bits(v, w.table[i], i == w.last && write ? PTE_A | PTE_D : PTE_A);
     uint64_t table_va = va & ~(TABLE_BYTES - 1);
-    if (m->mappings + 512 > MIRROR_MAX_MAPPINGS && drop_all(m))
+    if ((m->mappings + 512 > MIRROR_MAX_MAPPINGS || m->tables == MIRROR_MAX_TABLES) && drop_all(m))
         return MIRROR_LOST;
     struct rv_mirror_table *t = find(m, table_va);
     if (!t)

@@ -18,6 +18,8 @@
 #define MIRROR_BUCKETS 256
 /* vm.max_map_count is 65,530 where nobody has touched it. */
 #define MIRROR_MAX_MAPPINGS 60000u
+/* Each is some 4 KiB of the VMM's memory. */
+#define MIRROR_MAX_TABLES 1024u
 
 struct rv_vcpu;
 
@@ -38,6 +40,7 @@ struct rv_mirror {
     struct rv_stub *stub;
     uint64_t cr3;
     struct rv_mirror_table *buckets[MIRROR_BUCKETS];
+    unsigned tables;
     unsigned mappings;   /* at most so many in the stub */
     uint64_t seen;       /* the watch's time when all was true */
     uint64_t writes;     /* rv_direct.write_epoch when writable pages were looked through */
