@@ -112,7 +112,9 @@ void rv_direct_forget(struct rv_vcpu *v)
     memset(v->direct->records, 0, sizeof(v->direct->records));
     v->direct->here = NULL;
     v->direct->go = v->direct->in_ring3 = false;
+    v->direct->interrupted = v->direct->stay_goes_on = false;
     v->direct->entered = 0;
+    v->direct->look_entries = 0;
 }
 
 /* --- Traps ----------------------------------------------------------------------------------- */
