@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final, cast
 
 import ray
 
 from rayvisor.actors.calls import answer
-from rayvisor.actors.errors import ActorGoneError
+from rayvisor.actors.errors import ActorAwayError, ActorGoneError
 from rayvisor.actors.names import CLUSTER_ACTOR, NAMESPACE
 
 ANSWER_S: Final = 10.0
+RETRY_S: Final = 0.1
 
 
 class RayOwnership:
@@ -23,10 +25,21 @@ class RayOwnership:
     def reach(self) -> None:
         """Find and greet the record now: the first call takes long, and a guest would wait.
 
+        A record that is being made anew is waited for.
+
         Raises:
             ClusterError: it does not answer.
         """
-        self._call("record_ready")
+        until = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                self._call("record_ready")
+            except (ActorAwayError, ActorGoneError):
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(RETRY_S)
+            else:
+                return
 
     def commit(self, vm: str, token: int) -> int:
         """The destination takes the VM."""
