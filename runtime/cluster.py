@@ -1,15 +1,21 @@
-"""The Python API of a cluster. The only file beside those of actors/ that imports Ray."""
+"""The Python API of a cluster."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from rayvisor.runtime import boot, cluster_file, local_hosts, local_ray, migrating, protecting
+from rayvisor.runtime import (
+    boot,
+    cluster_file,
+    local_hosts,
+    local_ray,
+    migrating,
+    protecting,
+    ray_session,
+)
 from rayvisor.runtime.units import parse_bytes
 from rayvisor.runtime.vm_handle import VmHandle
 from rayvisor.vmm.errors import ClusterError, ConfigError, RayvisorError
@@ -103,7 +109,7 @@ class Cluster:
         with cluster_file.locked(progress):
             found = cluster_file.load()
             if found is not None:
-                if _is_up(found) and (address is None or address == found.address):
+                if ray_session.is_up(found) and (address is None or address == found.address):
                     if hosts not in {None, found.hosts}:
                         raise ConfigError(
                             f"a cluster of {found.hosts} on this machine is up: run"
@@ -112,7 +118,7 @@ class Cluster:
                     cluster = cls(found)
                     cluster._join(found, progress, ha_reserve)
                     return cluster
-                if _is_up(found):
+                if ray_session.is_up(found):
                     raise ClusterError(
                         f"a cluster is up at {found.address}: run `rayvisor down` before joining"
                         f" {address}"
@@ -120,14 +126,14 @@ class Cluster:
                 progress("clearing away what is left of a cluster that is gone")
                 local_ray.stop(found)
             if address is None:
-                _refuse_another("")
+                ray_session.refuse_another("")
                 file = local_ray.start(
                     object_store_bytes=object_store_bytes,
                     hosts=hosts or 1,
                     cpus=cpus,
                     dashboard=dashboard,
                     progress=progress,
-                    meanwhile=_import_ray,
+                    meanwhile=ray_session.import_ray,
                 )
             else:
                 if address != "auto" and not local_ray.answers(address):
@@ -147,7 +153,7 @@ class Cluster:
             cluster._file = file.model_copy(update={"phase": "up"})
             cluster_file.save(cluster._file)
         except BaseException:
-            _disconnect()
+            ray_session.disconnect()
             local_ray.stop(file)
             raise
         return cluster
@@ -163,16 +169,16 @@ class Cluster:
             ClusterError: there is none.
         """
         file = cluster_file.load()
-        if _is_connected():
+        if ray_session.is_connected():
             cluster = cls(file)
         elif file is not None:
-            if file.phase != "up" or not _is_up(file):
+            if file.phase != "up" or not ray_session.is_up(file):
                 raise ClusterError(f"{NO_CLUSTER} (the last one is gone)")
             cluster = cls(file)
-            _connect(file)
+            ray_session.connect(file)
         elif os.environ.get("RAY_ADDRESS"):
             cluster = cls(None)
-            _connect(
+            ray_session.connect(
                 cluster_file.ClusterFile(phase="up", owned=False, address=os.environ["RAY_ADDRESS"])
             )
         else:
@@ -199,9 +205,7 @@ class Cluster:
     @property
     def address(self) -> str:
         """Where Ray's control service listens."""
-        import ray
-
-        return cast("str", ray.get_runtime_context().gcs_address)
+        return ray_session.address_of()
 
     @property
     def dashboard_url(self) -> str:
@@ -211,7 +215,7 @@ class Cluster:
     def close(self) -> None:
         """Disconnect; the cluster and its VMs go on."""
         self._actor = None
-        _disconnect()
+        ray_session.disconnect()
 
     def down(self, progress: Callable[[str], None] = _say_nothing) -> int | None:
         """See `down`, the function."""
@@ -416,7 +420,7 @@ class Cluster:
     ) -> None:
         """Connect to Ray and make sure that the cluster actor and every host actor answer."""
         progress("connecting")
-        _connect(file)
+        ray_session.connect(file)
         progress("starting the host")
         from rayvisor.actors.cluster import start_hosts
 
@@ -464,87 +468,16 @@ def down(progress: Callable[[str], None] = _say_nothing) -> int | None:
         if file is None:
             return None
         if file.owned:
-            _disconnect()
+            ray_session.disconnect()
             progress("ending its processes")
             return local_ray.stop(file)
         ended = 0
-        if _is_up(file):
+        if ray_session.is_up(file):
             from rayvisor.actors.cluster import destroy
 
-            _connect(file)
+            ray_session.connect(file)
             progress("ending its VMs")
             ended = destroy()
-            _disconnect()
+            ray_session.disconnect()
         cluster_file.forget(file)
         return ended
-
-
-def _is_connected() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def _is_up(file: ClusterFile) -> bool:
-    """Whether the cluster of this file answers, by a look at its processes or its port."""
-    if file.owned and not local_ray.processes(file):
-        return False
-    return file.address in {"", "auto"} or local_ray.answers(file.address)
-
-
-def _connect(file: ClusterFile) -> None:
-    """Connect this process to Ray. Harmless when it is connected to this one.
-
-    Raises:
-        ClusterError: it is connected to another.
-    """
-    if _is_connected():
-        _refuse_another(file.address)
-        return
-    _import_ray(file)
-    from rayvisor.actors.link import connect
-
-    connect(
-        file.address,
-        loopback=file.owned or file.address.startswith((local_ray.LOOPBACK, "localhost:")),
-        working_dir=file.working_dir,
-    )
-
-
-def _refuse_another(address: str) -> None:
-    """Raise ClusterError if this program is connected to a Ray that is not at `address`.
-
-    Everything would be asked of that one. It is not for us to leave it: it may be the program's.
-    """
-    if not _is_connected() or address == "auto":
-        return
-    import ray
-
-    here = ray.get_runtime_context().gcs_address
-    if not address or _resolved(address) != _resolved(here):
-        raise ClusterError(
-            f"this program is connected to the Ray at {here}: leave it first, by close() of its"
-            " Cluster or by ray.shutdown()"
-        )
-
-
-def _resolved(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    try:
-        return f"{socket.gethostbyname(host)}:{port}"
-    except OSError:
-        return address
-
-
-def _import_ray(file: ClusterFile) -> None:
-    """Import what talks to Ray, under the environment that says how to."""
-    if file.owned:
-        os.environ.update(local_ray.client_environment(file))
-        os.environ.pop("RAY_AUTH_TOKEN", None)
-    import rayvisor.actors.cluster  # noqa: F401 - takes half a second, which `up` has to wait
-
-
-def _disconnect() -> None:
-    if _is_connected():
-        import ray
-
-        ray.shutdown()

@@ -44,13 +44,13 @@ def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def violations(path: str, source: str) -> list[str]:
     """The rules that the file `path` (relative to the repository) breaks, one line each."""
     room = path.split("/", 1)[0]
-    may_use_ray = room == "actors" or path == "runtime/cluster.py"
+    may_use_ray = room == "actors" or path == "runtime/ray_session.py"
     found = []
     for line, name in imported_modules(ast.parse(source)):
         top, _, rest = name.partition(".")
         target = rest.split(".", 1)[0]
         if top == "ray" and not may_use_ray:
-            found.append(f"{path}:{line}: only actors/ and runtime/cluster.py import ray")
+            found.append(f"{path}:{line}: only actors/ and runtime/ray_session.py import ray")
         elif not top or top in ALLOWED:
             found.append(f"{path}:{line}: {name} must be imported as rayvisor.<room>")
         elif top == "rayvisor" and target in ALLOWED and target not in ALLOWED[room]:
@@ -97,7 +97,7 @@ def test_a_broken_rule_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("actors/host.py", "import ray\nfrom rayvisor.vmm.vm import Vm"),
-        ("runtime/cluster.py", "import ray.exceptions\nfrom rayvisor.actors.host import Host"),
+        ("runtime/ray_session.py", "import ray.exceptions\nfrom rayvisor.actors.host import Host"),
         ("runtime/notebook.py", "from rayvisor import Cluster"),
         ("vmm/machine.py", "from rayvisor import __version__\nimport raylib\nimport ast"),
         ("ops/metrics.py", "from rayvisor.vmm.exits import ExitCensus"),
