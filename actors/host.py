@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
@@ -29,12 +30,14 @@ class HostActor:
         node_id = here.get_node_id()
         resources = next(n["Resources"] for n in _nodes() if n["NodeID"] == node_id)
         pool = Pool(node_id, RayStore())
+        raylet = os.getppid()  # the parent of every process of this host; they end with it
         self._host: Host[Sequence[ray.ObjectRef[BootSource]]] = Host(
             node_id,
             RayStore(),
             pool,
             ProcessWatch(),
             limits=lambda measured: limited(measured, resources),
+            is_dying=lambda: os.getppid() != raylet,
         )
         file = lease.lease_file(here.get_temp_dir(), here.get_session_name(), node_id)
         renewal = lease.Renewal(

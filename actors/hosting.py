@@ -60,12 +60,14 @@ class Host(Generic[BootT_contra]):
         spawner: Spawner[BootT_contra],
         watch: Watch,
         limits: Callable[[Capacity], Capacity] = lambda measured: measured,
+        is_dying: Callable[[], bool] = lambda: False,
     ) -> None:
         self._host_id = host_id
         self._store = store
         self._spawner = spawner
         self._watch = watch
         self._limits = limits
+        self._is_dying = is_dying
         self.vms_started = 0
         """VMs it has started."""
         self.vm_failures = 0
@@ -171,6 +173,8 @@ class Host(Generic[BootT_contra]):
             ):
                 return  # it is elsewhere
             token = current.token
+            if self._is_dying():  # and takes its processes with it
+                reason = f"its host {current.host_name} is gone"
             if read_end(self._store, name, token) is None:
                 self.vm_failures += 1
                 self._events.write(

@@ -83,6 +83,16 @@ def test_a_process_that_ends_is_written_down(store: MemoryStore) -> None:
     assert (words.state, words.reason) == ("failed", "killed by SIGKILL")
 
 
+def test_a_host_that_is_dying_says_so(store: MemoryStore) -> None:
+    watch = Watch()
+    placement = Ledger(store).reserve(REQUEST, "me", "alpha")
+    Host("me", store, Spawner(), watch, is_dying=lambda: True).prepare_vm(placement)
+    watch.watched[99]("ended with exit status 1")
+    words = read_end(store, "web", placement.token)
+    assert words is not None
+    assert words.reason == "its host alpha is gone"
+
+
 def test_it_does_not_talk_over_the_vm_itself(store: MemoryStore) -> None:
     watch = Watch()
     placement = Ledger(store).reserve(REQUEST, "me", "alpha")
