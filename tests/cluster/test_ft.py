@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -37,6 +38,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 NAME = "traveller"
 PATIENCE_S = 120.0
+SILENCE_S = (
+    2.0  # a machine that runs three hosts and the tests is silent for half a second at times
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,11 @@ def three_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def vm(three_hosts: Cluster, tmp_path: Path) -> Iterator[VmHandle]:
     """A guest that counts, protected, not on the first host."""
     made = three_hosts.create(spec_of(NAME, make_traveller(tmp_path), host="host-2"))
-    made.protect(host="host-3")
+    made.protect(host="host-3", silence=SILENCE_S)
     wait_until_protected(three_hosts, NAME, PATIENCE_S)
     yield made
+    for event in three_hosts.events():
+        print(event)  # of a test that fails, pytest shows it
     for left in three_hosts.vms():
         three_hosts.remove(left.name, force=True)
 
@@ -231,7 +237,8 @@ def test_the_commands(vm: VmHandle) -> None:
     assert "a third of the silence" in run("enable", NAME, "--epoch", "1s", fails=True)
     with pytest.raises(MigrationError, match="fault tolerant"):
         vm.migrate()
-    assert "host-3 is not protected" in run("failover", NAME)
+    # Whether the next secondary is being made by the time this is told, is open.
+    assert re.search(r"on host-3 is (not protected|re-protecting)", run("failover", NAME))
     assert "not fault tolerant" in run("disable", NAME)
     assert "No VM is fault tolerant" in run("status")
     assert json.loads(run("enable", NAME, "--json"))["state"] == "protected"
