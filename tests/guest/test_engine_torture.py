@@ -13,7 +13,7 @@ from tests.support.machines import MIB, Ended, expect, flat_vm, run_flat, text_o
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
 # 3 GiB..4 GiB has no RAM in any machine; 16 MiB machines have none at 128 MiB either.
-_NOWHERE = "0xFEE00000"
+_NOWHERE = "0xFED00000"
 _HOLE = "0x08000000"
 _LOAD_SS = "mov ax, KDATA64\nmov ss, ax"
 

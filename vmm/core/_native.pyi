@@ -117,6 +117,9 @@ class Vcpu:
     def run_tsc(self, runs: bool, /) -> None:
         """Let the guest's TSC count, or stand still."""
 
+    def tsc(self) -> int:
+        """The guest's TSC now, running or not."""
+
     def host_wrote(self, offset: int, count: int, /) -> None:
         """The host has written these bytes of RAM: log them, forget what was translated there."""
 
@@ -162,6 +165,25 @@ class Vcpu:
         Raises:
             ValueError: a port is taken, or none is left.
         """
+
+    def map_page(
+        self, gpa: int, read: Callable[[int], int], write: Callable[[int, int], None], /
+    ) -> None:
+        """Answer the aligned 32-bit words of a page outside RAM: read(offset), write(offset, word).
+
+        Raises:
+            ValueError: it is RAM, or another page is answered already.
+        """
+
+    def map_msr(self, index: int, read: Callable[[], int], write: Callable[[int], bool], /) -> None:
+        """Answer a model-specific register; a write that returns False is a #GP.
+
+        Raises:
+            ValueError: it is answered already, or no more can be.
+        """
+
+    def map_priority(self, read: Callable[[], int], write: Callable[[int], None], /) -> None:
+        """Answer CR8, the interrupt priority below which the guest takes none: 0..15."""
 
     def coalesce_port(self, port: int, sink: Callable[[bytes], None] | None, /) -> None:
         """Hold byte writes to `port` back and hand them over together.

@@ -7,7 +7,7 @@
 enum rv_kind {
     RV_IO_IN,     /* detail: port */
     RV_IO_OUT,    /* detail: port */
-    RV_MMIO,      /* detail: guest physical address of open bus */
+    RV_MMIO,      /* detail: guest physical address that is not RAM */
     RV_CPUID,     /* detail: leaf */
     RV_HLT,
     RV_SYSCALL,

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "chipmem.h"
 #include "codepages.h"
 #include "direct.h"
 #include "dirtylog.h"

@@ -5,19 +5,18 @@
 /* A guest that only computes after its last byte must still get it out. */
 #define BURST_LINGER_NS 200000
 
-static void enter_python(struct rv_ports *p)
+void rv_ports_enter(struct rv_ports *p)
 {
     PyEval_RestoreThread(p->thread);
     p->thread = NULL;
 }
 
-static void leave_python(struct rv_ports *p)
+void rv_ports_leave(struct rv_ports *p)
 {
     p->thread = PyEval_SaveThread();
 }
 
-/* A chip must not raise; if one does, the first error ends the run. */
-static void keep_error(struct rv_ports *p)
+void rv_ports_keep_error(struct rv_ports *p)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -39,7 +38,7 @@ static void finish_call(struct rv_ports *p, PyObject *result)
     if (result)
         Py_DECREF(result);
     else
-        keep_error(p);
+        rv_ports_keep_error(p);
 }
 
 static void hand_over_burst(struct rv_ports *p)
@@ -70,7 +69,7 @@ static uint32_t read_byte(struct rv_ports *p, uint32_t port)
     Py_XDECREF(offset);
     unsigned long value = result ? PyLong_AsUnsignedLong(result) : 0xff;
     if (PyErr_Occurred())
-        keep_error(p);
+        rv_ports_keep_error(p);
     Py_XDECREF(result);
     return value & 0xff;
 }
@@ -95,12 +94,12 @@ static uint32_t port_in(void *opaque, uint32_t port, int bytes)
     uint32_t value = 0;
     if (!p->burst_bytes && !range_at(p, port))
         return UINT32_MAX;
-    enter_python(p);
+    rv_ports_enter(p);
     if (p->burst_bytes)
         hand_over_burst(p);
     for (int i = 0; i < bytes; i++)
         value |= read_byte(p, port + (uint32_t)i) << 8 * i;
-    leave_python(p);
+    rv_ports_leave(p);
     return value;
 }
 
@@ -113,33 +112,33 @@ static void port_out(void *opaque, uint32_t port, int bytes, uint32_t value)
         p->burst[p->burst_bytes++] = (uint8_t)value;
         if (p->burst_bytes < RV_BURST_BYTES)
             return;
-        enter_python(p);
+        rv_ports_enter(p);
         hand_over_burst(p);
-        leave_python(p);
+        rv_ports_leave(p);
         return;
     }
     if (!p->burst_bytes && !range_at(p, port))
         return;
-    enter_python(p);
+    rv_ports_enter(p);
     if (p->burst_bytes)
         hand_over_burst(p);
     for (int i = 0; i < bytes; i++)
         write_byte(p, port + (uint32_t)i, value >> 8 * i);
-    leave_python(p);
+    rv_ports_leave(p);
 }
 
 static int acknowledge(void *opaque)
 {
     struct rv_ports *p = opaque;
-    enter_python(p);
+    rv_ports_enter(p);
     PyObject *result = p->acknowledge ? PyObject_CallNoArgs(p->acknowledge) : NULL;
     long vector = result ? PyLong_AsLong(result) : -1;
     if (PyErr_Occurred()) {
-        keep_error(p);
+        rv_ports_keep_error(p);
         vector = -1;
     }
     Py_XDECREF(result);
-    leave_python(p);
+    rv_ports_leave(p);
     return vector >= 0 && vector <= 255 ? (int)vector : -1;
 }
 
@@ -148,18 +147,20 @@ static void left(void *opaque)
     struct rv_ports *p = opaque;
     if (!p->burst_bytes)
         return;
-    enter_python(p);
+    rv_ports_enter(p);
     hand_over_burst(p);
-    leave_python(p);
+    rv_ports_leave(p);
 }
 
 struct rv_board rv_ports_board(struct rv_ports *p)
 {
-    return (struct rv_board){.port_in = port_in,
+    struct rv_board board = {.port_in = port_in,
                              .port_out = port_out,
                              .acknowledge = acknowledge,
                              .left = left,
                              .opaque = p};
+    rv_registers_board(&board);
+    return board;
 }
 
 int rv_ports_map(struct rv_ports *p, uint32_t first, uint32_t count, PyObject *read,
@@ -205,7 +206,7 @@ int rv_ports_traverse(struct rv_ports *p, visitproc visit, void *arg)
     Py_VISIT(p->acknowledge);
     Py_VISIT(p->burst_sink);
     Py_VISIT(p->error);
-    return 0;
+    return rv_registers_traverse(p, visit, arg);
 }
 
 void rv_ports_clear(struct rv_ports *p)
@@ -219,4 +220,5 @@ void rv_ports_clear(struct rv_ports *p)
     Py_CLEAR(p->acknowledge);
     Py_CLEAR(p->burst_sink);
     Py_CLEAR(p->error);
+    rv_registers_clear(p);
 }

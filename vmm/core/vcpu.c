@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include "chipmem.h"
 #include "codepages.h"
 #include "direct.h"
 #include "dirtylog.h"
@@ -25,47 +26,19 @@
 
 _Thread_local struct rv_vcpu *rv_current;
 
-static uint64_t open_bus_read(uc_engine *uc, uint64_t offset, unsigned bytes, void *base)
-{
-    (void)uc;
-    if (rv_current)
-        rv_census_count(&rv_current->census, RV_MMIO, (uint64_t)(uintptr_t)base + offset,
-                        rv_linear_rip(rv_current));
-    return bytes >= 8 ? ~(uint64_t)0 : ((uint64_t)1 << (8 * bytes)) - 1;
-}
-
-static void open_bus_write(uc_engine *uc, uint64_t offset, unsigned bytes, uint64_t value,
-                           void *base)
-{
-    (void)bytes;
-    (void)value;
-    (void)open_bus_read(uc, offset, 1, base);
-}
-
-static uc_err map_open_bus(struct rv_vcpu *v, uint64_t start, uint64_t end)
-{
-    if (start >= end)
-        return UC_ERR_OK;
-    void *base = (void *)(uintptr_t)start;
-    uc_err err = rv_engine.uc_mmio_map(v->uc, start, end - start, open_bus_read, base,
-                                       open_bus_write, base);
-    /* A guest may jump there too; it fetches FF FF, which is #UD. */
-    return err ? err : rv_engine.uc_mem_protect(v->uc, start, end - start, UC_PROT_ALL);
-}
-
 static uc_err map_memory(struct rv_vcpu *v)
 {
     uint64_t end = 0;
     uc_err err = UC_ERR_OK;
     for (int i = 0; i < v->region_count && !err; i++) {
         struct rv_region *r = &v->regions[i];
-        err = map_open_bus(v, end, r->gpa);
+        err = (uc_err)rv_chipmem_map(v, end, r->gpa);
         if (!err)
             err = rv_engine.uc_mem_map_ptr(v->uc, r->gpa, r->bytes, UC_PROT_ALL, v->ram + r->offset);
         end = r->gpa + r->bytes;
     }
     if (!err)
-        err = map_open_bus(v, end, PHYSICAL_LIMIT);
+        err = (uc_err)rv_chipmem_map(v, end, PHYSICAL_LIMIT);
     for (int i = 0; i < v->region_count && !err; i++) {
         struct rv_region *r = &v->regions[i];
         r->ram_addr = rv_engine.ram_addr_from_host(v->uc, v->ram + r->offset);

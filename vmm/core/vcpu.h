@@ -41,10 +41,18 @@ enum rv_exit {
     RV_EXIT_ENGINE, /* the engine refused to go on: rv_vcpu.why */
 };
 
+enum rv_msr_written { RV_MSR_NOT_OURS, RV_MSR_WRITTEN, RV_MSR_REFUSED /* #GP */ };
+
 /* What the machine around the vCPU does; called on the vCPU's thread. */
 struct rv_board {
     uint32_t (*port_in)(void *opaque, uint32_t port, int bytes);
     void (*port_out)(void *opaque, uint32_t port, int bytes, uint32_t value);
+    uint32_t (*memory_in)(void *opaque, uint32_t offset); /* the word there on the chip's page */
+    void (*memory_out)(void *opaque, uint32_t offset, uint32_t value);
+    bool (*msr_in)(void *opaque, uint32_t index, uint64_t *value); /* false: not the board's */
+    enum rv_msr_written (*msr_out)(void *opaque, uint32_t index, uint64_t value);
+    bool (*priority_in)(void *opaque, uint32_t *value); /* CR8; false: not the board's */
+    void (*priority_out)(void *opaque, uint32_t value);
     int (*acknowledge)(void *opaque); /* INTA: the vector, or -1 for none */
     void (*left)(void *opaque);       /* the guest does not run now: hand over what was held back */
     void *opaque;
@@ -57,6 +65,7 @@ struct rv_vcpu {
     uint64_t ram_bytes;
     struct rv_region regions[RV_MAX_REGIONS];
     int region_count;
+    uint64_t chip_page; /* where the board answers instead of open bus; 0 for nowhere */
     uint8_t *code_pages; /* a bit a page of RAM: holds translated code */
     uint8_t *dirty_pages; /* the same: written since the last harvest; NULL while the log is off */
     struct rv_watch watch;

@@ -155,6 +155,10 @@ class Vcpu:
         self.set_acknowledge = self._core.set_acknowledge
         self.reset = self._core.reset
         self.run_tsc = self._core.run_tsc
+        self.tsc = self._core.tsc
+        self.map_page = self._core.map_page
+        self.map_msr = self._core.map_msr
+        self.map_priority = self._core.map_priority
         self.host_wrote = self._core.host_wrote
         self.code_bytes = self._core.code_bytes
         self.trim = self._core.trim
@@ -270,3 +274,12 @@ class Vcpu:
     def close(self) -> None:
         """Give the engine and its code buffer back. Harmless twice."""
         self._core.close()
+
+
+class VcpuTsc:
+    """A vCPU's time stamp counter, as its local APIC sees it."""
+
+    def __init__(self, vcpu: Vcpu, hz: int) -> None:
+        """The counter of `vcpu`, which makes `hz` ticks a second."""
+        self.hz = hz
+        self.now = vcpu.tsc

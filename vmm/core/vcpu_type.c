@@ -261,6 +261,13 @@ static PyObject *vcpu_run_tsc(Vcpu *self, PyObject *runs)
     Py_RETURN_NONE;
 }
 
+static PyObject *vcpu_tsc(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    return v ? PyLong_FromUnsignedLongLong(rv_vcpu_tsc(v)) : NULL;
+}
+
 static PyObject *vcpu_set_cpuid(Vcpu *self, PyObject *data)
 {
     char *bytes;
@@ -303,6 +310,35 @@ static PyObject *vcpu_map_ports(Vcpu *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *vcpu_map_page(Vcpu *self, PyObject *args)
+{
+    unsigned long long gpa;
+    PyObject *read, *write;
+    if (!rv_idle_vcpu(self) || !PyArg_ParseTuple(args, "KOO", &gpa, &read, &write) ||
+        rv_registers_map_page(self->ports, gpa, read, write))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *vcpu_map_msr(Vcpu *self, PyObject *args)
+{
+    unsigned index;
+    PyObject *read, *write;
+    if (!rv_idle_vcpu(self) || !PyArg_ParseTuple(args, "IOO", &index, &read, &write) ||
+        rv_registers_map_msr(self->ports, index, read, write))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *vcpu_map_priority(Vcpu *self, PyObject *args)
+{
+    PyObject *read, *write;
+    if (!rv_idle_vcpu(self) || !PyArg_ParseTuple(args, "OO", &read, &write))
+        return NULL;
+    rv_registers_map_priority(self->ports, read, write);
+    Py_RETURN_NONE;
+}
+
 static PyObject *vcpu_coalesce_port(Vcpu *self, PyObject *args)
 {
     unsigned port;
@@ -337,6 +373,7 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(reset, METH_NOARGS),
     METHOD(set_a20, METH_O),
     METHOD(run_tsc, METH_O),
+    METHOD(tsc, METH_NOARGS),
     METHOD(host_wrote, METH_VARARGS),
     METHOD(code_bytes, METH_NOARGS),
     METHOD(trim, METH_NOARGS),
@@ -346,6 +383,9 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(set_cpuid, METH_O),
     METHOD(engine_cpuid, METH_VARARGS),
     METHOD(map_ports, METH_VARARGS),
+    METHOD(map_page, METH_VARARGS),
+    METHOD(map_msr, METH_VARARGS),
+    METHOD(map_priority, METH_VARARGS),
     METHOD(coalesce_port, METH_VARARGS),
     METHOD(set_acknowledge, METH_O),
     METHOD(census, METH_NOARGS),
