@@ -61,7 +61,7 @@ def main() -> None:
             ),
             notes=(
                 f"{runs} runs each, in turns; 256 MiB of memory",
-                "nolapic, noapic and acpi=off are left out for QEMU: its microvm hangs with them",
+                "noapic is left out for QEMU: its microvm hangs with it",
             ),
             samples={
                 **{f"{n}, wall s": v for n, v in wall.items()},

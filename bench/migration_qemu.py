@@ -94,7 +94,7 @@ class Process:
         self._folder = tempfile.TemporaryDirectory(prefix="rayvisor-qemu-")
         path = Path(self._folder.name) / "qmp"
         words, environment = qemu.command()
-        left_out = {"nolapic", "noapic", "acpi=off"}
+        left_out = {"noapic"}
         cmdline = " ".join(w for w in files.cmdline.split() if w not in left_out)
         words += [
             *("-accel", "tcg,thread=single", "-M", "pc", "-m", str(memory_mib)),

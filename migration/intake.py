@@ -34,11 +34,16 @@ class Intake:
                 f"the source speaks version {hello.version} of the migration protocol, this host "
                 f"{frames.PROTOCOL_VERSION}: install the same Rayvisor on both"
             )
-        wanted = (hello.memory_bytes, hello.page_bytes, hello.machine)
-        found = (mine.memory_bytes, PAGE_BYTES, mine.machine_schema)
+        if hello.machine != mine.machine_schema:
+            raise MigrationError(
+                f"the VM is of the kind {hello.machine}, this host makes {mine.machine_schema}: "
+                "install the same Rayvisor on both"
+            )
+        wanted = (hello.memory_bytes, hello.page_bytes)
+        found = (mine.memory_bytes, PAGE_BYTES)
         if wanted != found:
             raise MigrationError(
-                f"the VM needs memory, page size and machine {wanted}, this one has {found}"
+                f"the VM needs memory and page size {wanted}, this one has {found}"
             )
         if not tsc_close_enough(hello.tsc_hz, tsc_hz()):
             raise MigrationError(

@@ -1,8 +1,8 @@
 """The board: the one place where the machine can be read off.
 
-A PC of the year 1999 without ACPI, PCI and APIC: two 8259A, an 8254, a clock, a serial port, a
-keyboard controller, a watchdog, and a debug exit. Chips, addresses and interrupt lines are below
-and nowhere else.
+A PC of the year 1999 without ACPI, PCI and I/O APIC: two 8259A behind the processor's local APIC,
+an 8254, a clock, a serial port, a keyboard controller, a watchdog, and a debug exit. Chips,
+addresses and interrupt lines are below and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from rayvisor.vmm.clock import MachineClock
 from rayvisor.vmm.core.library import host_tsc_hz, load_engine
-from rayvisor.vmm.core.vcpu import Vcpu
+from rayvisor.vmm.core.vcpu import Vcpu, VcpuTsc
 from rayvisor.vmm.cpuid import cpuid_table
+from rayvisor.vmm.devices import local_apic
 from rayvisor.vmm.devices.debugexit import DebugExit
 from rayvisor.vmm.devices.i8042 import I8042
 from rayvisor.vmm.devices.i8254 import I8254
 from rayvisor.vmm.devices.i8259 import PicPair
 from rayvisor.vmm.devices.ib700 import Ib700
+from rayvisor.vmm.devices.local_apic import LocalApic
 from rayvisor.vmm.devices.mc146818 import Mc146818, memory_nvram
 from rayvisor.vmm.devices.port61 import Port61
 from rayvisor.vmm.devices.port80 import Port80
@@ -62,8 +64,7 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
         machine.start_direct(host_tsc_hz())
     low_bytes = sum(count for gpa, count in ram.usable() if gpa < 1 << 32)
 
-    pic = PicPair(vcpu.set_intr)
-    vcpu.set_acknowledge(pic.acknowledge)
+    pic = _interrupts(machine)
     pit = I8254(clock, (pic.line(IRQ_TIMER), None, None))
     rtc = Mc146818(
         clock,
@@ -110,6 +111,25 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
     _wire_console(machine, uart)
     machine.on_start = _starters(IdleTrim(clock, vcpu), heartbeat)
     return machine
+
+
+def _interrupts(machine: Machine) -> PicPair:
+    """The processor's local APIC, and the 8259As behind it."""
+    vcpu = machine.vcpu
+
+    def inta() -> int:
+        return pic.acknowledge()
+
+    tsc = VcpuTsc(vcpu, host_tsc_hz())
+    apic = LocalApic(machine.clock, tsc, vcpu.set_intr, nmi=vcpu.raise_nmi, inta=inta)
+    pic = PicPair(apic.lint0)
+    machine.devices["apic"] = apic
+    vcpu.set_acknowledge(apic.acknowledge)
+    vcpu.map_page(local_apic.BASE_GPA, apic.read, apic.write)
+    vcpu.map_msr(local_apic.MSR_BASE, apic.read_base, apic.write_base)
+    vcpu.map_msr(local_apic.MSR_TSC_DEADLINE, apic.read_deadline, apic.write_deadline)
+    vcpu.map_priority(apic.read_cr8, apic.write_cr8)
+    return pic
 
 
 def _starters(*parts: IdleTrim | ConsoleHeartbeat | None) -> Callable[[], None]:

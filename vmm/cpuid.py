@@ -1,14 +1,16 @@
 """The processor that the guest sees, as CPUID tells it (Intel SDM 2A, CPUID).
 
 It has what the translator can do, less what costs more translated than it gives (SMAP, fast
-strings: each is slower than what a kernel uses without it), less what is not there (APIC, MTRR,
-machine check), less state that snapshots do not carry (XSAVE and all that needs it).
+strings: each is slower than what a kernel uses without it), less what is not there (MTRR, machine
+check), less state that snapshots do not carry (XSAVE and all that needs it).
 """
 
 from __future__ import annotations
 
 import struct
 from typing import TYPE_CHECKING
+
+from rayvisor.vmm.devices.local_apic_timer import CRYSTAL_HZ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +34,9 @@ def _bits(*numbers: int) -> int:
 
 # SSE3 PCLMULQDQ SSSE3 CMPXCHG16B SSE4.1 SSE4.2 MOVBE POPCNT AES RDRAND
 LEAF_1_ECX = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 30)
-HYPERVISOR_PRESENT = _bits(31)
+# Not the translator's but the board's: TSC deadline, hypervisor; APIC
+BOARD_1_ECX, BOARD_1_EDX = _bits(24, 31), _bits(9)
+ARAT = _bits(2)
 # FPU VME DE PSE TSC MSR PAE CX8 SEP PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
 LEAF_1_EDX = _bits(0, 1, 2, 3, 4, 5, 6, 8, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26)
 # FSGSBASE BMI1 SMEP BMI2 RDSEED ADX
@@ -74,12 +78,14 @@ def cpuid_table(
             0,
             signature,
             CACHE_LINE_QUADWORDS << 8,
-            (ecx_1 & LEAF_1_ECX) | HYPERVISOR_PRESENT,
-            edx_1 & LEAF_1_EDX,
+            (ecx_1 & LEAF_1_ECX) | BOARD_1_ECX,
+            (edx_1 & LEAF_1_EDX) | BOARD_1_EDX,
         ),
+        # The APIC timer counts on in every state of sleep
+        (6, 0, ARAT, 0, 0, 0),
         (7, 0, 0, ebx_7 & LEAF_7_EBX, 0, 0),
-        # TSC = crystal clock (ECX, Hz) * EBX / EAX: a crystal of 1 MHz
-        (0x15, 0, 1000, tsc_khz, 1_000_000, 0),
+        # TSC = crystal clock (ECX, Hz) * EBX / EAX
+        (0x15, 0, CRYSTAL_HZ // 1000, tsc_khz, CRYSTAL_HZ, 0),
         (0x16, 0, tsc_mhz, tsc_mhz, 100, 0),
         _text(HYPERVISOR_LEAF, struct.pack("<I", HYPERVISOR_TIMING_LEAF) + HYPERVISOR),
         (HYPERVISOR_TIMING_LEAF, 0, tsc_khz, 1000, 0, 0),

@@ -1,6 +1,6 @@
 """A machine's state without its RAM, as plain values that msgpack can carry.
 
-    {"schema": "machine", "version": 1, "memory_bytes": ..., "clock_ns": ...,
+    {"schema": "machine", "version": 2, "memory_bytes": ..., "clock_ns": ...,
      "cpu": {...}, "devices": {name: {...}}, "console_input": b"..."}
 
 Each section is a versioned state (rayvisor.vmm.state). RAM travels apart: it is large, and moves
@@ -22,7 +22,8 @@ from rayvisor.vmm.state import pack, unpack
 if TYPE_CHECKING:
     from rayvisor.vmm.machine import Machine
 
-SCHEMA: Final = ("machine", 1)
+SCHEMA: Final = ("machine", 2)
+"""Version 1 had no local APIC."""
 MAX_CLOCK_NS: Final = 1 << 62
 _KEYS: Final = frozenset(
     {"schema", "version", "memory_bytes", "clock_ns", "cpu", "devices", "console_input"}
@@ -89,7 +90,10 @@ def restore(machine: Machine, plain: object) -> None:
     if type(plain) is not dict or set(plain) != _KEYS:
         raise CorruptStateError("machine: fields missing or unknown")
     if (plain["schema"], plain["version"]) != SCHEMA:
-        raise CorruptStateError(f"machine: version {SCHEMA[1]} wanted")
+        found = str(plain["version"])[:20]
+        raise CorruptStateError(
+            f"machine: version {SCHEMA[1]} wanted, found {found}: use the Rayvisor that saved it"
+        )
     if plain["memory_bytes"] != machine.ram.size_bytes:
         raise CorruptStateError(
             f"machine: {plain['memory_bytes']!r} bytes of memory, this one has "

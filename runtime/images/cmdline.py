@@ -12,14 +12,13 @@ COMMAND_LINE_MAX_BYTES: Final = 2047
 
 ARGUMENTS: Final[tuple[tuple[str, str], ...]] = (
     ("console=ttyS0,115200", "the 16550A is the only console; at 9600 waits for it are long"),
-    ("nolapic", "no local APIC: its page would read as ones"),
     ("noapic", "no I/O APIC: interrupts come through the two 8259A"),
-    ("acpi=off", "no ACPI tables: do not search the BIOS area for them"),
     ("pci=off", "no PCI bus: do not probe configuration ports"),
     ("io_delay=none", "the chips need no pause: each would be an exit, two for every tick"),
     ("nokaslr", "addresses in crash reports and in System.map agree from boot to boot"),
     ("mitigations=off", "translated kernel code does not speculate: isolation only costs"),
     ("tsc=reliable", "the machine's clock drives the TSC: a watchdog would doubt it after a stall"),
+    ("sysctl.vm.compaction_proactiveness=0", "or an idle guest would wake twice a second for it"),
     ("nowatchdog", "a vCPU that waits for a busy host is not a locked-up kernel"),
     ("cryptomgr.notests", "testing every cipher is two thirds of the instructions of a boot"),
     ("8250.nr_uarts=1", "one UART: do not probe three more"),

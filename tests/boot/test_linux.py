@@ -79,6 +79,34 @@ def test_memory_above_the_hole_is_in_the_map() -> None:
     ram.close()
 
 
+def table_at(ram: GuestRam, gpa: int) -> bytes:
+    """An ACPI table, whose bytes must add up to nothing."""
+    table = ram.read(gpa, u32(ram.read(gpa, 8), 4))
+    assert sum(table) & 0xFF == 0
+    return table
+
+
+def test_the_acpi_tables_list_one_processor_and_its_apic(ram: GuestRam) -> None:
+    page = params(ram, load(ram, BootSource(VMLINUX)))
+    gpa = int.from_bytes(page[0x70:0x78], "little")
+    assert any(start <= gpa < start + n and kind == 2 for start, n, kind in map_of(page))
+    rsdp = ram.read(gpa, 36)
+    assert rsdp[:8] == b"RSD PTR "
+    assert sum(rsdp[:20]) & 0xFF == sum(rsdp) & 0xFF == 0
+    xsdt = table_at(ram, int.from_bytes(rsdp[24:32], "little"))
+    assert (xsdt[:4], len(xsdt)) == (b"XSDT", 36 + 8)
+    madt = table_at(ram, int.from_bytes(xsdt[36:], "little"))
+    assert (madt[:4], u32(madt, 36), u32(madt, 40)) == (b"APIC", 0xFEE00000, 1)
+    # A local APIC: processor 0, ID 0, enabled. NMIs of all processors come in at LINT1.
+    assert madt[44:] == bytes([0, 8, 0, 0, 1, 0, 0, 0, 4, 6, 0xFF, 0, 0, 1])
+
+
+def test_nobody_who_searches_finds_the_acpi_tables(ram: GuestRam) -> None:
+    load(ram, BootSource(VMLINUX))
+    firmware = ram.read(0xC0000, 0x40000)
+    assert not any(firmware[at : at + 8] == b"RSD PTR " for at in range(0, len(firmware), 16))
+
+
 def test_the_command_line(ram: GuestRam) -> None:
     page = params(ram, load(ram, BootSource(VMLINUX, cmdline="console=ttyS0 grüße=\udcff")))
     wanted = "console=ttyS0 grüße=".encode() + b"\xff\0"

@@ -11,6 +11,7 @@ from rayvisor.vmm.devices.i8042 import I8042
 from rayvisor.vmm.devices.i8254 import I8254
 from rayvisor.vmm.devices.i8259 import I8259, PicPair
 from rayvisor.vmm.devices.ib700 import Ib700
+from rayvisor.vmm.devices.local_apic import LocalApic
 from rayvisor.vmm.devices.mc146818 import Mc146818, memory_nvram
 from rayvisor.vmm.devices.port61 import Port61
 from rayvisor.vmm.devices.port80 import Port80
@@ -170,6 +171,79 @@ def ib700(now_ns: int = 0) -> Rig:
     return Rig(clock, log, (Ib700(clock, log.event("expired")),), 2)
 
 
+# What a local APIC has at which offset of its page; and words that a byte stands for in writes.
+APIC_OFFSETS = (
+    *(0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0, 0x110, 0x190, 0x210, 0x270, 0x280, 0x300),
+    *(0x310, 0x320, 0x330, 0x350, 0x360, 0x370, 0x380, 0x390, 0x3E0, 0x500, 0x24),
+)
+APIC_DEADLINE, APIC_BASE, APIC_CR8 = range(len(APIC_OFFSETS), len(APIC_OFFSETS) + 3)
+APIC_WORDS = (0, 1, 0x1FF, 0x1_0000, 0x2_0031, 0x4_0041, 0x700, 0x4_0051, 0x8_0020, 0xFFFF_FFFF)
+
+
+class ManualTsc:
+    """A TSC of three ticks a nanosecond of a clock that is turned by hand."""
+
+    hz = 3_000_000_000
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+
+    def now(self) -> int:
+        return 3 * self._clock.now_ns()
+
+
+class NarrowApic:
+    """A local APIC with a byte-wide register for each of its own and of its processor."""
+
+    def __init__(self, chip: LocalApic, clock: ManualClock) -> None:
+        self._chip = chip
+        self._clock = clock
+        self.reset = chip.reset
+        self.snapshot = chip.snapshot
+        self.restore = chip.restore
+
+    def read(self, register: int) -> int:
+        if register < len(APIC_OFFSETS):
+            value = self._chip.read(APIC_OFFSETS[register])
+        elif register == APIC_DEADLINE:
+            value = self._chip.read_deadline()
+        elif register == APIC_BASE:
+            value = self._chip.read_base() >> 8
+        else:
+            return self._chip.read_cr8() if register == APIC_CR8 else 0xFF
+        return (value ^ value >> 8 ^ value >> 16 ^ value >> 24) & 0xFF
+
+    def write(self, register: int, value: int) -> None:
+        word = APIC_WORDS[value % len(APIC_WORDS)] ^ value
+        if register < len(APIC_OFFSETS):
+            self._chip.write(APIC_OFFSETS[register], word)
+        elif register == APIC_DEADLINE:
+            self._chip.write_deadline(3 * self._clock.now_ns() + word * value if value else 0)
+        elif register == APIC_BASE:
+            self._chip.write_base(value << 8 & 0xF00)
+        elif register == APIC_CR8:
+            self._chip.write_cr8(value & 0xF)
+
+
+def local_apic(now_ns: int = 0) -> Rig:
+    clock, log = ManualClock(now_ns), Log()
+    chip = LocalApic(
+        clock,
+        ManualTsc(clock),
+        log.wire("intr"),
+        nmi=log.event("nmi"),
+        inta=lambda: 0x20 + clock.now_ns() % 8,
+    )
+
+    def poke(n: int) -> object:
+        if n & 0x20:
+            return chip.acknowledge()
+        chip.lint0(bool(n & 1))
+        return None
+
+    return Rig(clock, log, (NarrowApic(chip, clock),), len(APIC_OFFSETS) + 3, poke)
+
+
 RIGS: dict[str, Callable[[int], Rig]] = {
     "i8259": i8259,
     "pic-pair": pic_pair,
@@ -182,4 +256,5 @@ RIGS: dict[str, Callable[[int], Rig]] = {
     "port92": port92,
     "debug-exit": debug_exit,
     "ib700": ib700,
+    "local-apic": local_apic,
 }

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rayvisor.vmm.boot import e820, elf, entry
+from rayvisor.vmm.boot import acpi, e820, elf, entry
 from rayvisor.vmm.boot.plan import EBDA_START, MemoryPlan, size_text
 from rayvisor.vmm.errors import LoaderError
 from rayvisor.vmm.memory import EXTENDED_START, LOW_END, PAGE_BYTES
@@ -28,6 +28,7 @@ BOOT_FLAG: Final = 0xAA55
 HEADER_MAGIC: Final = b"HdrS"
 
 _SIGNATURE_AT: Final = 0x1FE
+_ACPI_RSDP: Final = 0x070
 _EXT_RAMDISK_IMAGE, _EXT_RAMDISK_SIZE, _EXT_CMD_LINE_PTR = 0x0C0, 0x0C4, 0x0C8
 _EXT_MEM_K, _ALT_MEM_K, _E820_ENTRIES, _E820_TABLE = 0x002, 0x1E0, 0x1E8, 0x2D0
 _VID_MODE, _MAGIC_AT, _VERSION, _TYPE_OF_LOADER, _LOADFLAGS = 0x1FA, 0x202, 0x206, 0x210, 0x211
@@ -97,6 +98,7 @@ def start(
     _put_header(params, protocol)
     _u32(params, _CODE32_START, code_start)
     _put_memory(params, plan)
+    struct.pack_into("<Q", params, _ACPI_RSDP, acpi.write(plan.ram))
     _put_cmdline(params, plan, source.cmdline, protocol)
     _put_initrd(params, plan, source.initrd, protocol)
     address = plan.low(len(params), "boot_params")

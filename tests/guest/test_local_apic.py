@@ -1,0 +1,238 @@
+"""The local APIC as a guest's code meets it: its page, its MSRs, CR8, and interrupts from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rayvisor.vmm.machine import PowerState
+from tests.support.flat import long_mode, missing_tools, protected
+from tests.support.machines import flat_vm, run_flat
+
+pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
+
+_MACROS = """
+.macro apic_write register, value
+    mov r15d, 0xFEE00000
+    mov dword ptr [r15 + \\register], \\value
+.endm
+.macro wrmsr_eax index
+    mov ecx, \\index
+    xor edx, edx
+    wrmsr
+.endm
+"""
+_DEADLINE_TIMER = "apic_write 0x320, 0x40040\ngate64 0x40, handler\n"
+# A deadline `after` ticks from now.
+_SET_DEADLINE = """
+    rdtsc
+    add eax, {after}
+    adc edx, 0
+    mov ecx, 0x6E0
+    wrmsr
+"""
+
+
+def _long(body: str) -> bytes:
+    return long_mode(f"{_MACROS}\n{body}")
+
+
+def _exits_with(guest: bytes, status: int) -> None:
+    ended = run_flat(guest)
+    assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
+
+
+def test_a_deadline_wakes_a_halted_guest_and_never_early() -> None:
+    """Fifty sleeps of about a millisecond: at the handler the TSC has reached its deadline."""
+    setting = _SET_DEADLINE.format(after=2_000_000)
+    guest = _long(f"""
+    {_DEADLINE_TIMER}
+    mov ebp, 50
+1:  {setting}
+    shl rdx, 32
+    lea r12, [rdx + rax]
+    sti
+    hlt
+    cli
+    dec ebp
+    jnz 1b
+    mov eax, r13d
+    exit_al
+handler:
+    rdtsc
+    shl rdx, 32
+    or rax, rdx
+    cmp rax, r12
+    jb $
+    mov ecx, 0x6E0
+    rdmsr
+    or eax, edx
+    jnz $
+    inc r13d
+    apic_write 0xB0, 0
+    iretq
+    """)
+    _exits_with(guest, 50)
+
+
+def test_a_deadline_stops_a_guest_that_computes() -> None:
+    setting = _SET_DEADLINE.format(after=3_000_000)
+    guest = _long(f"{_DEADLINE_TIMER}{setting}\nsti\njmp $\nhandler: exit 5")
+    _exits_with(guest, 5)
+
+
+def test_a_deadline_in_the_past_interrupts_at_once() -> None:
+    guest = _long(f"""
+    {_DEADLINE_TIMER}
+    sti
+    mov eax, 1
+    wrmsr_eax 0x6E0
+    nop
+    jmp $
+handler: exit 6
+    """)
+    _exits_with(guest, 6)
+
+
+def test_a_message_to_itself_is_taken_behind_sti() -> None:
+    guest = _long("""
+    gate64 0x50, handler
+    apic_write 0x300, 0x40050
+    xor ebx, ebx
+    sti
+    inc ebx
+    inc ebx
+    jmp $
+handler: mov eax, ebx
+    exit_al
+    """)
+    _exits_with(guest, 1)
+
+
+def test_cr8_holds_interrupts_back_and_reads_as_written() -> None:
+    guest = _long("""
+    gate64 0x50, handler
+    mov eax, 5
+    mov cr8, rax
+    mov r15d, 0xFEE00000
+    cmp dword ptr [r15 + 0x80], 0x50
+    jne $
+    mov rcx, cr8
+    cmp rcx, 5
+    jne $
+    sti
+    apic_write 0x300, 0x40050
+    nop
+    nop
+    test ebx, ebx
+    jnz $
+    inc ebx
+    xor eax, eax
+    mov cr8, rax
+    nop
+    jmp $
+handler: mov eax, ebx
+    exit_al
+    """)
+    _exits_with(guest, 1)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["mov eax, 0xFEE00D00\nwrmsr_eax 0x1B", "mov eax, 0x10\nmov cr8, rax"],
+    ids=["APIC base: x2APIC", "CR8: reserved bit"],
+)
+def test_a_value_that_is_none_is_a_general_protection_fault(code: str) -> None:
+    """At the instruction itself, with error code 0."""
+    instruction, last = code.rsplit("\n", 1)
+    guest = _long(f"""
+    {".macro wrmsr_at index" if "wrmsr" in last else ".macro unused"}
+    .endm
+    gate64 13, handler
+    {instruction}
+    mov ecx, 0x1B
+    xor edx, edx
+at: {"wrmsr" if "wrmsr" in last else last}
+    jmp $
+handler:
+    cmp qword ptr [rsp], 0
+    jne $
+    mov rax, offset at
+    cmp [rsp + 8], rax
+    jne $
+    exit 13
+    """)
+    _exits_with(guest, 13)
+
+
+def test_the_base_register_tells_of_the_boot_processor() -> None:
+    guest = _long("""
+    mov ecx, 0x1B
+    rdmsr
+    cmp eax, 0xFEE00900
+    jne $
+    test edx, edx
+    jnz $
+    exit 9
+    """)
+    _exits_with(guest, 9)
+
+
+def test_accesses_that_are_no_aligned_words_harm_nothing() -> None:
+    guest = _long("""
+    mov ebx, 0xFEE00000
+    mov byte ptr [rbx + 0x80], 0x50
+    mov word ptr [rbx + 0x82], 0x50
+    mov rax, [rbx + 0x30]
+    mov al, [rbx + 0x30]
+    lock inc qword ptr [rbx + 0xFFC]
+    fxsave [rbx]
+    cmp dword ptr [rbx + 0x80], 0
+    jne $
+    exit 8
+    """)
+    _exits_with(guest, 8)
+
+
+def test_code_in_its_page_ends_nothing_but_the_guest() -> None:
+    guest = _long("gate64 6, h\ngate64 13, h\nmov ebx, 0xFEE00F00\njmp rbx\nh: exit 6")
+    _exits_with(guest, 6)
+
+
+def test_it_works_for_32_bit_code() -> None:
+    guest = protected("""
+    mov ebx, 0xFEE00000
+    cmp dword ptr [ebx + 0x30], 0x50014
+    jne $
+    mov dword ptr [ebx + 0x80], 0x30
+    cmp dword ptr [ebx + 0x80], 0x30
+    jne $
+    exit 7
+    """)
+    _exits_with(guest, 7)
+
+
+def test_a_reset_leaves_it_as_firmware_does() -> None:
+    """A guest that has masked LINT0 resets: the 8259A's timer comes through again."""
+    guest = _long("""
+    mov ebx, 0x600
+    pic_init 0xFFFE
+    gate64 0x20, handler
+    pit_start 0, 2000
+    sti
+    hlt
+    jmp $
+handler:
+    inc byte ptr [rbx]
+    cmp byte ptr [rbx], 2
+    je 1f
+    apic_write 0x350, 0x10000
+    mov al, 0xFE
+    out 0x64, al
+    jmp $
+1:  exit 2
+    """)
+    with flat_vm(guest) as vm:
+        vm.start()
+        assert vm.wait(30) is PowerState.EXITED
+        assert vm.machine.exit_status == 2
+        assert vm.machine.resets == 1
