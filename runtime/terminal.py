@@ -64,6 +64,7 @@ def attach(
     escape: bytes = ESCAPE,
     eof_ends: bool = False,
     ready: Callable[[], bool] = lambda: True,
+    hang_up: Callable[[], None] = lambda: None,
     poll_s: float = 0.2,
     output_fd: int = 1,
 ) -> AttachEnd:
@@ -81,6 +82,7 @@ def attach(
         eof_ends: Leave at the end of the standard input instead of running on without.
         ready: Whether the guest listens yet. Without a terminal the input waits for that, at most
             `READY_PATIENCE_S`: a serial port that is being set up drops what came before.
+        hang_up: Called before the end: a `read` that waits may return.
         poll_s: The timeout that `read` is given, in seconds; bounds how late the end is seen.
         output_fd: Where the output goes.
 
@@ -89,7 +91,7 @@ def attach(
         BrokenPipeError: nobody reads the output any more.
         RayvisorError: what `read`, `send` or `alive` raised.
     """
-    pump = _OutputPump(read, alive, start_offset, poll_s, output_fd)
+    pump = _OutputPump(read, alive, hang_up, start_offset, poll_s, output_fd)
     interactive = is_interactive(0)
     signals = _Signals()
     with signals.caught(), _raw(0) if interactive else contextlib.nullcontext():
@@ -116,6 +118,7 @@ class _OutputPump(threading.Thread):
         self,
         read: Callable[[int, float], tuple[int, bytes]],
         alive: Callable[[], bool],
+        hang_up: Callable[[], None],
         start_offset: int,
         poll_s: float,
         output_fd: int,
@@ -123,6 +126,7 @@ class _OutputPump(threading.Thread):
         super().__init__(name="console-output", daemon=True)
         self._read = read
         self.alive = alive
+        self._hang_up = hang_up
         self._offset = start_offset
         self._poll_s = poll_s
         self._output_fd = output_fd
@@ -154,6 +158,7 @@ class _OutputPump(threading.Thread):
     def stop(self) -> None:
         """No output after this. Harmless before `start`."""
         self._stopping.set()
+        self._hang_up()
         if self.ident is not None:
             self.join(JOIN_S)
         else:

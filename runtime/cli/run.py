@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 EXIT_CRASHED = 1
 EXIT_TIMEOUT = 124
-POLL_S = 0.05
+POLL_S = 3600.0
+"""The console is closed when the guest ends: nobody need look."""
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -208,6 +209,7 @@ def _attach(vm: Vm, *, output_fd: int) -> AttachEnd:
         start_offset=0,
         alive=lambda: vm.power in {PowerState.RUNNING, PowerState.PAUSED},
         ready=lambda: _listens(vm),
+        hang_up=vm.console.close,
         poll_s=POLL_S,
         output_fd=output_fd,
     )
