@@ -15,7 +15,9 @@ from prometheus_client.registry import Collector
 
 import rayvisor
 from rayvisor.ops import metrics
+from rayvisor.ops.event_book import Histogram
 from rayvisor.ops.page import Page
+from rayvisor.vmm.lateness import BOUNDS_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
     from rayvisor.ops.event_book import EventBook
+    from rayvisor.vmm.lateness import Lateness
     from rayvisor.vmm.stats import FtStats, HostStats, MoveStats, VmStats
 
 LIVE_STATES: Final = ("running", "paused")
@@ -37,6 +40,8 @@ _NEVER_ENTERED: Final = {"running": 0, "crashed": 0}
 
 _NO_RESTARTS: Final = {"restarted": 0, "failed": 0, "refused": 0}
 """As above."""
+
+LATENESS_BUCKETS_S: Final = tuple(bound / 1e9 for bound in BOUNDS_NS)
 
 LOOK_EVERY_S: Final = 10.0
 
@@ -167,9 +172,12 @@ def _add_time(page: Page, vm: VmStats) -> None:
     page.add(metrics.VM_TIME, vm.switching_s, vm.name, "switching")
     page.add(metrics.VM_TIME, vm.stolen_s, vm.name, "stolen")
     page.add(metrics.VM_TIME, max(0.0, vm.wall_s - busy_s), vm.name, "idle")
-    page.add(metrics.VM_TIMERS, vm.timers, vm.name)
-    page.add(metrics.VM_TIMERS_LATE, vm.timers_late_s, vm.name)
-    page.add(metrics.VM_INTERRUPTS_LATE, vm.interrupts_late_s, vm.name)
+    page.add_histogram(metrics.VM_TIMERS_LATE, _lateness(vm.timers_late), vm.name)
+    page.add_histogram(metrics.VM_INTERRUPTS_LATE, _lateness(vm.interrupts_late), vm.name)
+
+
+def _lateness(late: Lateness) -> Histogram:
+    return Histogram(LATENESS_BUCKETS_S, list(late.counts), late.total_ns / 1e9)
 
 
 def _add_move(page: Page, name: str, move: MoveStats) -> None:

@@ -49,8 +49,8 @@ class Histogram:
     total: float = 0.0
 
     def __post_init__(self) -> None:
-        """Start empty."""
-        self.counts = [0] * (len(self.bounds) + 1)
+        """Start empty, if nothing was given."""
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
     def observe(self, value: float) -> None:
         """Count a value."""

@@ -134,18 +134,19 @@ VM_RESIDENT = _gauge(
 VM_EXITS = _counter(
     "vm_exits_total", "Times the guest left the translator, by kind.", "", "vm", "kind"
 )
-VM_TIMERS = _counter("vm_timers_total", "Alarms of the VM's chips that have fired.", "", "vm")
-VM_TIMERS_LATE = _counter(
-    "vm_timer_lateness_seconds_total",
-    "How long after their deadlines alarms of the VM's chips fired, all together.",
+VM_TIMERS_LATE = Metric(
+    "vm_timer_lateness_seconds",
+    Kind.HISTOGRAM,
+    "How long after their deadlines alarms of the VM's chips fired.",
     "seconds",
-    "vm",
+    ("vm",),
 )
-VM_INTERRUPTS_LATE = _counter(
-    "vm_interrupt_lateness_seconds_total",
-    "How long interrupts waited for the guest to take them, all together.",
+VM_INTERRUPTS_LATE = Metric(
+    "vm_interrupt_lateness_seconds",
+    Kind.HISTOGRAM,
+    "How long interrupts waited for the guest to take them.",
     "seconds",
-    "vm",
+    ("vm",),
 )
 VM_CONSOLE = _counter(
     "vm_console_output_bytes_total", "Bytes the guest wrote to its console.", "bytes", "vm"

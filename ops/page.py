@@ -30,15 +30,15 @@ class Page:
         self._samples: dict[metrics.Metric, list[tuple[tuple[str, ...], float]]] = {
             m: [] for m in mine if m.kind is not metrics.Kind.HISTOGRAM
         }
-        self._histograms: dict[metrics.Metric, Histogram] = {}
+        self._histograms: dict[metrics.Metric, list[tuple[tuple[str, ...], Histogram]]] = {}
 
     def add(self, metric: metrics.Metric, value: float, *labels: str) -> None:
         """One sample; label values in the order of the metric's labels."""
         self._samples[metric].append((labels, value))
 
-    def add_histogram(self, metric: metrics.Metric, histogram: Histogram) -> None:
-        """A histogram, as it is when the page is read."""
-        self._histograms[metric] = histogram
+    def add_histogram(self, metric: metrics.Metric, histogram: Histogram, *labels: str) -> None:
+        """A histogram, as it is when the page is read; labels as in `add`."""
+        self._histograms.setdefault(metric, []).append((labels, histogram))
 
     def families(self) -> Iterable[Family]:
         """Metrics that have samples; one that is not measured here is not shown."""
@@ -50,11 +50,13 @@ class Page:
                 named = dict(zip(metric.labels, labels, strict=True))
                 family.add_sample(metric.full_name, named, value)
             yield family
-        for metric, histogram in self._histograms.items():
+        for metric, histograms in self._histograms.items():
             family = Family(metric.full_name, metric.help, metric.kind.value)
-            for suffix, bound, value in _flat(histogram):
-                limit = {"le": bound} if bound else {}
-                family.add_sample(metric.full_name + suffix, limit, value)
+            for labels, histogram in histograms:
+                named = dict(zip(metric.labels, labels, strict=True))
+                for suffix, bound, value in _flat(histogram):
+                    limit = {"le": bound} if bound else {}
+                    family.add_sample(metric.full_name + suffix, named | limit, value)
             yield family
 
     def text(self) -> bytes:
@@ -74,13 +76,18 @@ class Page:
                 form % tuple(map(_escaped, labels)) + _number(value) + "\n"
                 for labels, value in samples
             ]
-        for metric, histogram in self._histograms.items():
+        for metric, histograms in self._histograms.items():
             name = metric.full_name
             lines += (f"# HELP {name} {metric.help}\n", f"# TYPE {name} {metric.kind}\n")
-            lines += [
-                f"{name}{suffix}" + (f'{{le="{bound}"}}' if bound else "") + f" {value!r}\n"
-                for suffix, bound, value in _flat(histogram)
-            ]
+            for labels, histogram in histograms:
+                named = [
+                    f'{label}="{_escaped(text)}"'
+                    for label, text in zip(metric.labels, labels, strict=True)
+                ]
+                lines += [
+                    f"{name}{suffix}{_braced(named, bound)} {value!r}\n"
+                    for suffix, bound, value in _flat(histogram)
+                ]
         return "".join(lines).encode()
 
 
@@ -92,6 +99,11 @@ def _flat(histogram: Histogram) -> Iterable[tuple[str, str, float]]:
         yield "_bucket", "+Inf" if bound == math.inf else repr(bound), so_far
     yield "_count", "", so_far
     yield "_sum", "", histogram.total
+
+
+def _braced(named: list[str], bound: str) -> str:
+    within = ",".join([*named, f'le="{bound}"'] if bound else named)
+    return f"{{{within}}}" if within else ""
 
 
 def _family_name(metric: metrics.Metric) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from rayvisor.vmm.lateness import LatenessCounter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,10 +39,8 @@ class AlarmClock:
     def __init__(self) -> None:
         self._slots: list[AlarmSlot] = []
         self._firing = False
-        self.fired = 0
-        """Alarms that have fired."""
-        self.late_ns = 0
-        """How long after their deadlines, all together."""
+        self.lateness = LatenessCounter()
+        """How long after their deadlines alarms have fired."""
         self.on_change: Callable[[], None] = lambda: None
 
     def now_ns(self) -> int:
@@ -78,8 +78,7 @@ class AlarmClock:
                 if deadline is None or deadline > now:
                     break
                 slot.deadline_ns = None
-                self.fired += 1
-                self.late_ns += now - deadline
+                self.lateness.count(now - deadline)
                 slot.fire()
         finally:
             self._firing = False

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
 from rayvisor.vmm.errors import CorruptStateError
+from rayvisor.vmm.lateness import Lateness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rayvisor.vmm.vm import Vm
 
-_NS_PER_S: Final = 1_000_000_000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system (stat(2))
 
 
@@ -92,9 +92,8 @@ class VmStats:
         switching_s: time of going between translated and direct code, most of it the thread's.
         stolen_s: how long the thread could have run and did not, because the host was busy.
         wall_s: how long the guest has been on and not paused.
-        timers: alarms of the board's chips that have fired.
-        timers_late_s: how long after their deadlines, all together.
-        interrupts_late_s: how long interrupts waited for the guest to take them, all together.
+        timers_late: how long after their deadlines alarms of the board's chips have fired.
+        interrupts_late: how long interrupts waited for the guest to take them.
         exits: exits by kind, also kinds that did not happen.
         console_bytes: console output.
         resets: starts over without a power-off, since its process began.
@@ -120,9 +119,8 @@ class VmStats:
     switching_s: float = 0.0
     stolen_s: float = 0.0
     wall_s: float = 0.0
-    timers: int = 0
-    timers_late_s: float = 0.0
-    interrupts_late_s: float = 0.0
+    timers_late: Lateness = field(default_factory=Lateness)
+    interrupts_late: Lateness = field(default_factory=Lateness)
     image: str = ""
     hangs: int = 0
     exits: dict[str, int] = field(default_factory=dict)
@@ -132,7 +130,12 @@ class VmStats:
 
 
 _FIELDS: Final = tuple(f.name for f in fields(VmStats))
-_PARTS: Final = {"ft": FtStats, "move": MoveStats}
+_PARTS: Final = {
+    "timers_late": Lateness,
+    "interrupts_late": Lateness,
+    "ft": FtStats,
+    "move": MoveStats,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +215,8 @@ def measure(
         switching_s=direct.switching_s,
         stolen_s=vm.stolen_s,
         wall_s=vm.wall_s,
-        timers=machine.clock.fired,
-        timers_late_s=machine.clock.late_ns / _NS_PER_S,
-        interrupts_late_s=machine.vcpu.interrupts_late_ns() / _NS_PER_S,
+        timers_late=machine.clock.lateness.now(),
+        interrupts_late=machine.vcpu.interrupt_lateness(),
         console_bytes=vm.console.end_offset,
         resets=machine.resets,
         hangs=machine.hangs,

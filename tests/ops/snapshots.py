@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayvisor.actors.guardian import HaStats
+from rayvisor.vmm.lateness import Lateness
 from rayvisor.vmm.stats import FtStats, HostStats, MoveStats, ProcessStats, VmStats
 
 MIB = 1 << 20
@@ -44,9 +45,8 @@ def a_vm(name: str = "web", **values: Any) -> VmStats:  # noqa: ANN401 - fields 
         switching_s=1.0,
         stolen_s=2.0,
         wall_s=100.0,
-        timers=900,
-        timers_late_s=0.25,
-        interrupts_late_s=0.125,
+        timers_late=Lateness((800, 90, 0, 0, 10, 0), 250_000_000),
+        interrupts_late=Lateness((0, 0, 0, 0, 0, 1), 125_000_000),
         console_bytes=196,
         resets=0,
         image="debian",

@@ -66,8 +66,15 @@ def test_a_vm_and_its_host() -> None:
         for kind in ("native", "translated", "switching", "stolen", "idle")
     }
     assert spent == {"native": 5, "translated": 11.5, "switching": 1, "stolen": 2, "idle": 80.5}
-    assert value(found, "vm_timer_lateness_seconds_total", vm="web") == 0.25
-    assert value(found, "vm_interrupt_lateness_seconds_total", vm="web") == 0.125
+    late = {
+        bound: value(found, "vm_timer_lateness_seconds_bucket", vm="web", le=bound)
+        for bound in ("0.0005", "0.002", "0.01", "0.05", "0.2", "+Inf")
+    }
+    assert list(late.values()) == [800, 890, 890, 890, 900, 900]
+    assert value(found, "vm_timer_lateness_seconds_count", vm="web") == 900
+    assert value(found, "vm_timer_lateness_seconds_sum", vm="web") == 0.25
+    assert value(found, "vm_interrupt_lateness_seconds_bucket", vm="web", le="0.2") == 0
+    assert value(found, "vm_interrupt_lateness_seconds_sum", vm="web") == 0.125
     assert value(found, "vm_process_cpu_seconds_total", vm="web") == 10
     assert value(found, "vm_process_resident_bytes", vm="web", part="own") == 70 * MIB
 
@@ -107,9 +114,17 @@ def test_fault_tolerance() -> None:
     assert not any("_ft_" in name for name, labels in found if ("vm", "db") in labels)
 
 
+_HISTOGRAM = ("_bucket", "_count", "_sum")
+
+
 def test_every_metric_of_a_host_is_measured() -> None:
     found = {name for name, _ in host_samples(a_vm(move=A_MOVE, ft=AN_FT))}
-    assert found == {m.full_name for m in metrics.ALL if m.scope is metrics.Scope.HOST}
+    wanted: set[str] = set()
+    for metric in metrics.ALL:
+        if metric.scope is metrics.Scope.HOST:
+            parts = _HISTOGRAM if metric.kind is metrics.Kind.HISTOGRAM else ("",)
+            wanted |= {metric.full_name + part for part in parts}
+    assert found == wanted
 
 
 def test_the_cluster() -> None:

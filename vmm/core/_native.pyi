@@ -8,6 +8,7 @@ EXIT_DEADLINE: int
 EXIT_KICK: int
 EXIT_HALTED: int
 EXIT_TRIPLE_FAULT: int
+LATENESS_BOUNDS_NS: tuple[int, ...]
 
 def load(path: str | PathLike[str]) -> None:
     """Open the Unicorn library and prove it is the one the core was written for.
@@ -203,8 +204,11 @@ class Vcpu:
     def exit_counts(self) -> tuple[int, ...]:
         """Exits by kind, in the order of census.h. Any thread."""
 
-    def interrupts_late_ns(self) -> int:
-        """Time from INTR's rise until the guest took the interrupt, all together. Any thread."""
+    def interrupt_lateness(self) -> tuple[tuple[int, ...], int]:
+        """Times from INTR's rise until the guest took the interrupt: by bucket, and ns in all.
+
+        Any thread.
+        """
 
     def clear_census(self) -> None:
         """Count from zero."""

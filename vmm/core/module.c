@@ -73,6 +73,19 @@ static PyObject *import_error(const char *name)
     return error;
 }
 
+static int add_bounds(PyObject *module)
+{
+    PyObject *bounds = PyTuple_New(RV_LATENESS_BUCKETS - 1);
+    for (int i = 0; bounds && i < RV_LATENESS_BUCKETS - 1; i++) {
+        PyObject *bound = PyLong_FromLongLong(rv_lateness_bounds_ns[i]);
+        if (!bound || PyTuple_SetItem(bounds, i, bound))
+            Py_CLEAR(bounds);
+    }
+    int failed = !bounds || PyModule_AddObjectRef(module, "LATENESS_BOUNDS_NS", bounds);
+    Py_XDECREF(bounds);
+    return failed;
+}
+
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&native_module);
@@ -80,7 +93,7 @@ PyMODINIT_FUNC PyInit__native(void)
     rv_engine_error = import_error("EngineError");
     rv_state_error = import_error("CorruptStateError");
     if (module && type && rv_engine_error && rv_state_error &&
-        !rv_pages_add(module) && !PyModule_AddObjectRef(module, "Vcpu", type) &&
+        !rv_pages_add(module) && !add_bounds(module) && !PyModule_AddObjectRef(module, "Vcpu", type) &&
         !PyModule_AddIntConstant(module, "CPU_STATE_BYTES", sizeof(struct rv_cpu_state)) &&
         !PyModule_AddIntConstant(module, "EXIT_DEADLINE", RV_EXIT_DEADLINE) &&
         !PyModule_AddIntConstant(module, "EXIT_KICK", RV_EXIT_KICK) &&

@@ -26,6 +26,8 @@
 
 _Thread_local struct rv_vcpu *rv_current;
 
+const int64_t rv_lateness_bounds_ns[] = {500000, 2000000, 10000000, 50000000, 200000000};
+
 static uc_err map_memory(struct rv_vcpu *v)
 {
     uint64_t end = 0;
@@ -214,8 +216,14 @@ void rv_vcpu_set_intr(struct rv_vcpu *v, bool level)
 void rv_vcpu_note_taken(struct rv_vcpu *v)
 {
     int64_t since = __atomic_exchange_n(&v->intr_since_ns, 0, __ATOMIC_RELAXED);
-    if (since)
-        __atomic_add_fetch(&v->intr_late_ns, (uint64_t)(rv_now_ns() - since), __ATOMIC_RELAXED);
+    if (!since)
+        return;
+    int64_t late = rv_now_ns() - since;
+    int bucket = 0;
+    while (bucket < RV_LATENESS_BUCKETS - 1 && late > rv_lateness_bounds_ns[bucket])
+        bucket++;
+    __atomic_add_fetch(&v->intr_late_ns, (uint64_t)late, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&v->intr_late[bucket], 1, __ATOMIC_RELAXED);
 }
 
 void rv_vcpu_raise_nmi(struct rv_vcpu *v)

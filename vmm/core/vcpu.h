@@ -13,6 +13,9 @@
 #define RV_MAX_REGIONS 8
 #define RV_NO_DEADLINE INT64_MAX
 #define RV_NO_VECTOR 256
+#define RV_LATENESS_BUCKETS 6
+/* Upper bounds of all but the last. */
+extern const int64_t rv_lateness_bounds_ns[RV_LATENESS_BUCKETS - 1];
 
 /* Guest physical RAM [gpa, gpa + bytes), at `offset` of the host mapping. */
 struct rv_region {
@@ -82,6 +85,7 @@ struct rv_vcpu {
     uint32_t nmi;       /* an NMI edge is pending */
     int64_t intr_since_ns; /* when INTR rose, or 0 */
     uint64_t intr_late_ns; /* interrupts waited so long for the guest to take them, together */
+    uint64_t intr_late[RV_LATENESS_BUCKETS]; /* how many for how long: rv_lateness_bounds_ns */
     int64_t deadline_ns; /* of the machine's next alarm, on CLOCK_MONOTONIC */
     int64_t linger_ns;   /* when the board wants `left` called at the latest */
     int64_t look_ns;     /* when the choice of the world is to be looked at */

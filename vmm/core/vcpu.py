@@ -11,6 +11,7 @@ from rayvisor.vmm.core import _native
 from rayvisor.vmm.core.library import load_engine
 from rayvisor.vmm.cpu_state import SEGMENT_NAMES, CpuState, DescriptorTable, Segment
 from rayvisor.vmm.exits import ExitCensus
+from rayvisor.vmm.lateness import Lateness
 from rayvisor.vmm.state import check
 
 if TYPE_CHECKING:
@@ -165,7 +166,6 @@ class Vcpu:
         self.start_dirty_log = self._core.start_dirty_log
         self.stop_dirty_log = self._core.stop_dirty_log
         self.harvest_dirty = self._core.harvest_dirty
-        self.interrupts_late_ns = self._core.interrupts_late_ns
         self.engine_cpuid = self._core.engine_cpuid
         self.save_raw = self._core.save
 
@@ -235,6 +235,14 @@ class Vcpu:
             EngineError: the vCPU is closed.
         """
         return dict(zip(KINDS, self._core.exit_counts(), strict=True))
+
+    def interrupt_lateness(self) -> Lateness:
+        """How long interrupts waited for the guest to take them. Any thread.
+
+        Raises:
+            EngineError: the vCPU is closed.
+        """
+        return Lateness(*self._core.interrupt_lateness())
 
     def clear_census(self) -> None:
         """Count exits from zero."""

@@ -390,7 +390,7 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(set_acknowledge, METH_O),
     METHOD(census, METH_NOARGS),
     METHOD(exit_counts, METH_NOARGS),
-    METHOD(interrupts_late_ns, METH_NOARGS),
+    METHOD(interrupt_lateness, METH_NOARGS),
     METHOD(clear_census, METH_NOARGS),
     METHOD(start_direct, METH_VARARGS),
     METHOD(choose_at_random, METH_O),

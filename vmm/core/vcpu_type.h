@@ -34,7 +34,7 @@ PyObject *vcpu_exit_counts(Vcpu *self, PyObject *unused);
 PyObject *vcpu_start_direct(Vcpu *self, PyObject *args);
 PyObject *vcpu_choose_at_random(Vcpu *self, PyObject *seed);
 PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused);
-PyObject *vcpu_interrupts_late_ns(Vcpu *self, PyObject *unused);
+PyObject *vcpu_interrupt_lateness(Vcpu *self, PyObject *unused);
 PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused);
 
 #endif

@@ -180,12 +180,21 @@ PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused)
                          __atomic_load_n(&d->traps, __ATOMIC_RELAXED));
 }
 
-PyObject *vcpu_interrupts_late_ns(Vcpu *self, PyObject *unused)
+/* (counts by bucket, ns together) that interrupts waited for the guest. Any thread. */
+PyObject *vcpu_interrupt_lateness(Vcpu *self, PyObject *unused)
 {
     struct rv_vcpu *v = rv_open_vcpu(self);
     (void)unused;
-    return v ? PyLong_FromUnsignedLongLong(__atomic_load_n(&v->intr_late_ns, __ATOMIC_RELAXED))
-             : NULL;
+    PyObject *counts = v ? PyTuple_New(RV_LATENESS_BUCKETS) : NULL;
+    for (int i = 0; counts && i < RV_LATENESS_BUCKETS; i++) {
+        uint64_t count = __atomic_load_n(&v->intr_late[i], __ATOMIC_RELAXED);
+        PyObject *n = PyLong_FromUnsignedLongLong(count);
+        if (!n || PyTuple_SetItem(counts, i, n))
+            Py_CLEAR(counts);
+    }
+    if (!counts)
+        return NULL;
+    return Py_BuildValue("NK", counts, __atomic_load_n(&v->intr_late_ns, __ATOMIC_RELAXED));
 }
 
 PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused)
