@@ -49,13 +49,14 @@ static bool fill(void *cpu, uint64_t address, int size, int access, int mode, bo
 {
     bool ok = original_fill(cpu, address, size, access, mode, probe, retaddr);
     struct rv_vcpu *v = rv_current;
-    if (!ok || access == ACCESS_FETCH || !v)
+    if (!ok || !v)
         return ok;
     char *tlb = (char *)v->env + ENV_TLB;
     struct rv_uc_tlb_fast *fast = (struct rv_uc_tlb_fast *)(tlb + TLB_FAST) + mode;
     uint64_t index = address >> PAGE_SHIFT & fast->mask / sizeof(struct rv_uc_tlb_entry);
     struct rv_uc_tlb_entry *e = &fast->table[index];
-    int64_t page = written_page(v, e);
+    rv_globals_filled(v, mode, address, e);
+    int64_t page = access == ACCESS_FETCH ? -1 : written_page(v, e);
     if (page >= 0)
         e->addr_code = is_slow(v, (uint64_t)page) ? HAS_CODE : NEVER_CODE;
     return ok;

@@ -9,10 +9,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "blockstart.h"
 #include "chipmem.h"
 #include "codepages.h"
 #include "direct.h"
 #include "dirtylog.h"
+#include "globals.h"
+#include "jumpcache.h"
 #include "portio.h"
 #include "proof.h"
 #include "vcpu.h"

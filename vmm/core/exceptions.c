@@ -87,14 +87,14 @@ static bool on_invalid_opcode(uc_engine *uc, void *opaque)
     return true;
 }
 
-/* The bytes from RIP to the end of the two-byte opcode 0F `last`, prefixes included. The engine
- * adds as many to RIP when the hook returns. */
-static uint64_t instruction_bytes(struct rv_vcpu *v, uint32_t last)
+/* The bytes from RIP to the end of SYSENTER, prefixes included. The engine adds as many to RIP when
+ * the hook returns. */
+static uint64_t sysenter_bytes(struct rv_vcpu *v)
 {
     uint64_t at = rv_linear_rip(v);
     for (uint64_t i = 0; i < MAX_INSTRUCTION_BYTES - 1; i++)
         if (rv_engine.fetch_byte(v->env, at + i) == 0x0f &&
-            rv_engine.fetch_byte(v->env, at + i + 1) == last)
+            rv_engine.fetch_byte(v->env, at + i + 1) == 0x34)
             return i + 2;
     return 2;
 }
@@ -129,16 +129,18 @@ static void enter_by_syscall(struct rv_vcpu *v, uint64_t next_rip, write_rflags_
     rv_update_hflags(env);
 }
 
-static void on_syscall(uc_engine *uc, void *opaque)
+/* In place of the engine's helper, which would look for hooks and work RIP out for each call. RIP
+ * is that of the instruction, of `bytes` bytes. */
+void rv_syscall(void *env, int bytes)
 {
-    struct rv_vcpu *v = opaque;
-    void *env = v->env;
-    (void)uc;
+    struct rv_vcpu *v = rv_current;
+    if (!v) {
+        rv_engine.original.syscall(env, bytes);
+        return;
+    }
     if (!(RV_AT(env, ENV_EFER, uint64_t) & EFER_SCE))
         rv_engine.raise_exception(env, VECTOR_UD, 0);
-    uint64_t bytes = instruction_bytes(v, 0x05);
-    enter_by_syscall(v, RV_AT(env, ENV_EIP, uint64_t) + bytes, rv_write_rflags);
-    RV_AT(env, ENV_EIP, uint64_t) -= bytes;
+    enter_by_syscall(v, RV_AT(env, ENV_EIP, uint64_t) + (uint64_t)bytes, rv_write_rflags);
 }
 
 void rv_syscall_at_rest(struct rv_vcpu *v)
@@ -173,7 +175,7 @@ static void on_sysenter(uc_engine *uc, void *opaque)
     (void)uc;
     if (!(RV_AT(v->env, ENV_SYSENTER_CS, uint32_t) & 0xfffc))
         rv_engine.raise_exception(v->env, VECTOR_GP, 0);
-    uint64_t bytes = instruction_bytes(v, 0x34);
+    uint64_t bytes = sysenter_bytes(v);
     enter_by_sysenter(v, rv_write_rflags);
     RV_AT(v->env, ENV_EIP, uint64_t) -= bytes;
 }
@@ -263,9 +265,6 @@ int rv_exceptions_attach(struct rv_vcpu *v)
     if (!err)
         err = rv_engine.uc_hook_add(v->uc, &hook, UC_HOOK_INSN_INVALID, (void *)on_invalid_opcode,
                                     v, 1, 0);
-    if (!err)
-        err = rv_engine.uc_hook_add(v->uc, &hook, UC_HOOK_INSN, (void *)on_syscall, v, 1, 0,
-                                    UC_X86_INS_SYSCALL);
     if (!err)
         err = rv_engine.uc_hook_add(v->uc, &hook, UC_HOOK_INSN, (void *)on_sysenter, v, 1, 0,
                                     UC_X86_INS_SYSENTER);

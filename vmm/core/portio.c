@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "flags.h"
+#include "jumpcache.h"
 #include "vcpu.h"
 
 #define MAX_PREFIXES 14
@@ -130,7 +131,9 @@ void rv_out_32(void *uc, uint32_t port, uint32_t value, uintptr_t retaddr)
 
 void rv_flush_code(void *cpu)
 {
-    if (rv_current)
+    if (rv_current) {
         memset(rv_current->io_sites, 0, sizeof(rv_current->io_sites));
+        rv_jumpcache_forget(rv_current);
+    }
     rv_engine.original.flush_code(cpu);
 }

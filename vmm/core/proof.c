@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "flags.h"
+#include "jumpcache.h"
 
 #define CODE 0x1000u
 #define DATA 0x2000u
@@ -61,6 +62,10 @@ static int prove_structures(struct probe *p)
             rv_engine.do_interrupt)
         return fail(p, "its CPU class");
     p->env = RV_AT(p->cpu, CPU_ENV, void *);
+    if ((char *)p->env != (char *)p->cpu + CPU_ENV_AT ||
+        RV_AT(p->cpu, CPU_ICOUNT_DECR, char *) != (char *)p->cpu + CPU_REQUEST ||
+        RV_AT(p->env, ENV_ENGINE, uc_engine *) != p->uc)
+        return fail(p, "its registers");
     if (!readable((char *)p->env + ENV_TLB, ENV_V_TPR + 1 - ENV_TLB))
         return fail(p, "its registers");
     return 0;
@@ -207,6 +212,18 @@ static bool tlb_knows_data_page(const struct probe *p)
     return false;
 }
 
+/* The block that began at CODE, in the engine's table of jumps. */
+static bool knows_block(const struct probe *p, const char *buffer, size_t bytes)
+{
+    const char *block = (&RV_AT(p->cpu, CPU_JUMPS, char *))[rv_jump_index(CODE)];
+    return block > buffer && block < buffer + bytes - BLOCK_SECOND_PAGE - 8 &&
+           RV_AT(block, BLOCK_PC, uint64_t) == CODE &&
+           RV_AT(block, BLOCK_CODE, char *) > block &&
+           RV_AT(block, BLOCK_CODE, char *) < buffer + bytes &&
+           RV_AT(block, BLOCK_SECOND_PAGE, int64_t) == -1 &&
+           !(RV_AT(block, BLOCK_CFLAGS, uint32_t) & BLOCK_INVALID);
+}
+
 static int prove_execution(struct probe *p)
 {
     /* 1: inc dword [rdi]; dec ecx; jnz 1b; std; xor ebx,ebx; int 0x21; hlt */
@@ -248,6 +265,11 @@ static int prove_execution(struct probe *p)
     if (next <= buffer || next >= buffer + bytes || bytes > PROOF_CODE_BYTES ||
         !readable(buffer, bytes))
         return fail(p, "its code buffer");
+    if (!knows_block(p, buffer, bytes))
+        return fail(p, "translated blocks");
+    rv_engine.tb_invalidate(p->uc, 0, RAM_BYTES);
+    if (knows_block(p, buffer, bytes))
+        return fail(p, "the end of translated blocks");
     if (RV_AT(p->env, ENV_DF, int32_t) != -1 ||
         (rv_read_rflags(p->env) & (RFLAGS_CONDITIONS | RFLAGS_DF)) != (0x44 | RFLAGS_DF))
         return fail(p, "RFLAGS");

@@ -11,8 +11,6 @@
 #define OPERAND_64 2
 #define USER_CS 0x33u
 #define PAGE_MASK (~(uint64_t)0xfff)
-#define MODE_KERNEL 2      /* of the software TLB: CPL 0 without SMAP */
-#define MODE_KERNEL_SMAP 0
 
 typedef void helper_fn(void);
 

@@ -41,10 +41,25 @@
 #define CLASS_TLB_FILL 72
 #define CLASS_EXEC_INTERRUPT 144
 
+#define CPU_ENV_AT 35408         /* where the CPUX86State lies in it */
+#define CPU_REQUEST 35392        /* where CPU_ICOUNT_DECR points: within it */
+#define CPU_JUMPS 312            /* TranslationBlock *[4096]: blocks by where they begin */
+
 #define CPU_INTERRUPT_HARD 0x2u
 #define EXCP_HLT 0x10001 /* leave the execution loop */
 
-/* CPUX86State */
+/* TranslationBlock */
+#define BLOCK_PC 0
+#define BLOCK_CFLAGS 24 /* uint32_t */
+#define BLOCK_CODE 32   /* the translation */
+#define BLOCK_SECOND_PAGE 80 /* -1: all of it lies in one page */
+#define BLOCK_HEADER_BYTES 64
+#define BLOCK_INVALID 0x40000u
+#define BLOCK_KIND 0xff0effffu /* of its cflags: what is asked for when a block is looked up */
+#define BLOCK_RFLAGS 0x73100u /* the translation depends on: TF IOPL RF VM AC */
+
+/* CPUX86State: while translated code runs, RBP points to it */
+#define ENV_ENGINE -2216 /* CPU_UC, from there */
 #define ENV_REGS 0
 #define ENV_EIP 128
 #define ENV_EFLAGS 136
@@ -120,13 +135,15 @@ enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };
 #define HF2_NMI (1u << 2)
 
 /* The software TLB, before the CPUX86State in memory */
-#define ENV_TLB (-2192)
+#define ENV_TLB (-2192)        /* first, a uint16_t: a bit for each mode that is not empty */
 #define TLB_DESC 32 /* per mode: large pages, ..., victim table */
 #define TLB_DESC_BYTES 696
+#define TLB_DESC_USED 32 /* uint64_t: entries in use */
 #define TLB_DESC_VICTIMS 48
 #define TLB_VICTIMS 8
 #define TLB_FAST 2128 /* per mode: {uint64_t mask, entry *table} */
 #define TLB_MODES 3
+enum { MODE_KERNEL_SMAP, MODE_USER, MODE_KERNEL };
 
 struct rv_uc_tlb_fast {
     uint64_t mask; /* (entries - 1) * sizeof(entry) */
@@ -139,7 +156,8 @@ struct rv_uc_tlb_entry {
     uint64_t addr_code;
     uint64_t paddr;
     uint64_t addend;
-    uint64_t unused[3];
+    uint64_t mark; /* from here on unused by the engine, but copied with the rest */
+    uint64_t unused[2];
 };
 
 #define TLB_NOTDIRTY 0x400u
@@ -202,6 +220,14 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
                   (void *uc, uint32_t port, uint16_t value, uintptr_t retaddr))                    \
     RV_INTERPOSED(out_32, "cpu_outl_x86_64", void,                                                 \
                   (void *uc, uint32_t port, uint32_t value, uintptr_t retaddr))                    \
+    RV_INTERPOSED(load_cr3, "cpu_x86_update_cr3_x86_64", void, (void *env, uint64_t cr3))          \
+    RV_INTERPOSED(lookup_block, "helper_lookup_tb_ptr_x86_64", void *, (void *env))                \
+    RV_INTERPOSED(find_block, "tb_htable_lookup_x86_64", void *,                                   \
+                  (void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t cflags))     \
+    RV_INTERPOSED(flush_jumps, "tb_flush_jmp_cache_x86_64", void, (void *cpu, uint64_t address))   \
+    RV_INTERPOSED(keep_block, "tcg_tb_insert_x86_64", void, (void *tcg, void *block))              \
+    RV_INTERPOSED(exit_asked, "helper_check_exit_request_x86_64", void, (void *uc, uint32_t slot)) \
+    RV_INTERPOSED(syscall, "helper_syscall_x86_64", void, (void *env, int bytes))                  \
     RV_INTERPOSED(sysret, "helper_sysret_x86_64", void, (void *env, int dflag))                    \
     RV_INTERPOSED(sysexit, "helper_sysexit_x86_64", void, (void *env, int dflag))                  \
     RV_INTERPOSED(iret, "helper_iret_protected_x86_64", void, (void *env, int shift, int next))    \

@@ -16,6 +16,7 @@
 #include "direct.h"
 #include "dirtylog.h"
 #include "flags.h"
+#include "jumpcache.h"
 
 /* TCG's address width (its CPUID leaf 0x80000008): everything below is RAM or open bus. */
 #define PHYSICAL_LIMIT ((uint64_t)1 << 40)
@@ -63,7 +64,7 @@ static uc_err open_engine(struct rv_vcpu *v)
     RV_AT(v->uc, UC_NO_EXIT_REQUEST, uint8_t) = 1;
     v->cpu = rv_cpu_of(v->uc);
     v->env = rv_env_of(v->uc);
-    if (rv_codepages_attach(v))
+    if (rv_codepages_attach(v) || rv_jumpcache_attach(v))
         return UC_ERR_NOMEM;
     err = (uc_err)rv_exceptions_attach(v);
     return err ? err : (uc_err)rv_cpuid_attach(v);
@@ -110,6 +111,7 @@ void rv_vcpu_free(struct rv_vcpu *v)
     if (v->uc)
         rv_engine.uc_close(v->uc);
     rv_codepages_detach(v);
+    rv_jumpcache_detach(v);
     rv_dirtylog_stop(v);
     rv_census_free(&v->census);
     pthread_cond_destroy(&v->wake);
@@ -122,6 +124,7 @@ void rv_vcpu_free(struct rv_vcpu *v)
 static void flush_code(struct rv_vcpu *v)
 {
     memset(v->io_sites, 0, sizeof(v->io_sites));
+    rv_jumpcache_forget(v);
     rv_engine.tb_flush(v->cpu);
 }
 

@@ -8,6 +8,7 @@
 
 #include "census.h"
 #include "engine.h"
+#include "globals.h"
 #include "watch.h"
 
 #define RV_MAX_REGIONS 8
@@ -70,7 +71,9 @@ struct rv_vcpu {
     int region_count;
     uint64_t chip_page; /* where the board answers instead of open bus; 0 for nowhere */
     uint8_t *code_pages; /* a bit a page of RAM: holds translated code */
+    struct rv_jumpcache *jumps;
     uint8_t *dirty_pages; /* the same: written since the last harvest; NULL while the log is off */
+    struct rv_locals locals;
     struct rv_watch watch;
     struct rv_direct *direct; /* NULL: all is translated */
     struct rv_board board;
@@ -168,7 +171,8 @@ void rv_vcpu_set_tsc(struct rv_vcpu *v, uint64_t tsc);
 int rv_exceptions_attach(struct rv_vcpu *v);
 /* cpuid.c. 0 or a uc_err. */
 int rv_cpuid_attach(struct rv_vcpu *v);
-/* Interposed (see engine.h): the engine's word for a triple fault. */
+/* Interposed (see engine.h): SYSCALL, and the engine's word for a triple fault. */
+void rv_syscall(void *env, int bytes);
 void rv_reset_request(void *uc);
 /* surrender.c, interposed: where the engine would end the process, it ends the guest. */
 void rv_cpu_abort(void *cpu, const char *format, ...);
