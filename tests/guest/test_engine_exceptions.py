@@ -99,7 +99,12 @@ def test_fault_without_error_code(vector: int, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("vector", "code", "rip"),
-    [(3, "here: int3", 1), (4, "here: int 4", 2), (0x50, "here: int 0x50", 2)],
+    [
+        (3, "here: int3", 1),
+        (4, "here: int 4", 2),
+        (6, "here: int 6", 2),
+        (0x50, "here: int 0x50", 2),
+    ],
 )
 def test_software_interrupt_returns_behind_itself(vector: int, code: str, rip: int) -> None:
     assert _report(vector, code, error=False)[:2] == [NO_ERROR, rip]
@@ -158,6 +163,7 @@ def test_page_fault_of_a_fetch(target: int, error: int) -> None:
         (13, "mov ax, 0x38\nhere: mov ds, ax", 0x38),
         (13, "here: lgdt [0x68000]", 0),
         (13, "here: invlpg [0x68000]", 0),
+        (13, "here: int 6", 6 * 8 + 2),
     ],
 )
 def test_what_ring_3_may_not(vector: int, code: str, error: int) -> None:

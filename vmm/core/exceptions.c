@@ -83,7 +83,12 @@ static bool on_invalid_opcode(uc_engine *uc, void *opaque)
     struct rv_vcpu *v = opaque;
     (void)uc;
     rv_census_count(&v->census, RV_EXCEPTION, VECTOR_UD, rv_linear_rip(v));
-    deliver(v, VECTOR_UD, 0, false);
+    if (RV_AT(v->env, ENV_EXCEPTION_IS_INT, int32_t)) { /* INT 6, which a gate may refuse */
+        leave_ring3(v);
+        rv_engine.do_interrupt(v->cpu);
+    } else {
+        deliver(v, VECTOR_UD, 0, false);
+    }
     return true;
 }
 
