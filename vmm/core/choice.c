@@ -1,6 +1,8 @@
+#define _GNU_SOURCE
 #include "choice.h"
 
 #include <string.h>
+#include <time.h>
 #include <x86intrin.h>
 
 #include "vcpu.h"
@@ -9,10 +11,13 @@
 #define SAMPLE 8
 /* How much faster the processor is than the engine, at the least that pays. */
 #define SPEEDUP 4
-/* User time in the engine before an address space is worth a stub, in us. */
-#define PROMOTE_US 1000
-/* A stay that is worth a switch: in the engine, in us. */
-#define LONG_STAY_US 5
+/* What a switch costs, and what it costs besides: caches, and the way back into the engine. In us. */
+#define SWITCH_US 5
+#define AFTER_SWITCH_US 2
+/* A stub is made when the stays in the engine so far would have saved what it costs, in us; no single
+ * one counts for more than so many. */
+#define PROMOTE_US 3000
+#define MOST_STAY_US 50
 #define FIRST_PATIENCE 64u
 #define MOST_PATIENCE 8192u
 #define BAN_STAYS 65536u
@@ -22,8 +27,16 @@
  * less often, down to 2 to this power. */
 #define LOOK_NS 500000
 #define MOST_IDLE_LOOKS 2u
-#define AVERAGE_SHIFT 3
 #define MOST_SWITCH_US 50
+/* Time in which a busy host has run something else is not the guest's. */
+#define LEAST_CPU_NS 250000
+
+static int64_t cpu_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
 
 uint64_t rv_choice_cr3(const struct rv_vcpu *v)
 {
@@ -69,9 +82,7 @@ static bool choose(struct rv_vcpu *v, struct rv_record *r)
         r->wait--;
         return false;
     }
-    if (r->translated < PROMOTE_US * d->ticks_a_us)
-        return false;
-    return r->gain > 0 || r->average > LONG_STAY_US * d->ticks_a_us;
+    return r->missed >= (int64_t)(PROMOTE_US * d->ticks_a_us);
 }
 
 /* User code of this address space stays long: it is worth a stub, whatever it was before. */
@@ -79,8 +90,7 @@ static void promote(struct rv_direct *d)
 {
     d->idle_looks = 0;
     d->here->wait = 0;
-    d->here->translated += PROMOTE_US * d->ticks_a_us;
-    d->here->average = LONG_STAY_US * d->ticks_a_us + 1;
+    d->here->missed = (int64_t)(PROMOTE_US * d->ticks_a_us);
 }
 
 static void leave_engine(struct rv_vcpu *v)
@@ -105,6 +115,7 @@ void rv_choice_ring3(struct rv_vcpu *v)
     if (!d->look_entries && r->wait < BAN_STAYS / 2) {
         uint32_t idle = d->idle_looks < MOST_IDLE_LOOKS ? d->idle_looks : MOST_IDLE_LOOKS;
         d->look_entries = d->entries;
+        d->look_cpu_ns = cpu_ns();
         rv_vcpu_look(v, (int64_t)LOOK_NS << idle);
     }
 }
@@ -124,7 +135,8 @@ bool rv_direct_stays_long(struct rv_vcpu *v)
     }
     if (d->go || !__atomic_exchange_n(&d->look, 0, __ATOMIC_SEQ_CST))
         return d->go;
-    bool same = d->in_ring3 && d->look_entries == d->entries;
+    bool same = d->in_ring3 && d->look_entries == d->entries &&
+                cpu_ns() - d->look_cpu_ns >= LEAST_CPU_NS;
     d->look_entries = 0;
     if (same)
         promote(d);
@@ -137,9 +149,12 @@ bool rv_direct_stays_long(struct rv_vcpu *v)
 void rv_direct_ticked(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
-    if (d->in_ring3 && d->entries == d->tick_entries + 1 && d->here->wait < BAN_STAYS / 2)
+    int64_t now = cpu_ns();
+    if (d->in_ring3 && d->entries == d->tick_entries + 1 && d->here->wait < BAN_STAYS / 2 &&
+        now - d->tick_cpu_ns >= LEAST_CPU_NS)
         promote(d);
     d->tick_entries = d->entries;
+    d->tick_cpu_ns = now;
 }
 
 void rv_direct_ring0(struct rv_vcpu *v)
@@ -152,9 +167,13 @@ void rv_direct_ring0(struct rv_vcpu *v)
         return;
     uint64_t stay = __rdtsc() - d->entered;
     struct rv_record *r = d->here;
+    uint64_t most = MOST_STAY_US * d->ticks_a_us, least = SWITCH_US * d->ticks_a_us;
+    if (stay > most)
+        stay = most;
     d->entered = 0;
-    r->translated += stay * SAMPLE;
-    r->average += (uint64_t)(((int64_t)stay - (int64_t)r->average) >> AVERAGE_SHIFT);
+    r->missed += ((int64_t)(stay - stay / SPEEDUP) - (int64_t)least) * SAMPLE;
+    if (r->missed < 0)
+        r->missed = 0;
 }
 
 void rv_choice_begin(struct rv_direct *d)
@@ -190,7 +209,8 @@ void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks)
         return;
     uint64_t total = __rdtsc() - d->stay_began, switches = d->stay_runs * switch_ticks;
     uint64_t native = d->stay_running > switches ? d->stay_running - switches : 0;
-    int64_t gain = (int64_t)(native * SPEEDUP) - (int64_t)total;
+    uint64_t after = d->stay_runs * AFTER_SWITCH_US * d->ticks_a_us;
+    int64_t gain = (int64_t)(native * SPEEDUP) - (int64_t)(total + after);
     d->stays++;
     d->native_ticks += native;
     d->switching_ticks += total - native;
@@ -206,6 +226,6 @@ void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks)
     }
     r->wait = r->patience;
     r->gain = 0;
-    r->average = r->translated = 0;
+    r->missed = 0;
     r->patience = r->patience < MOST_PATIENCE ? r->patience * 2 : r->patience;
 }

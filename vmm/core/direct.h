@@ -26,8 +26,7 @@ struct rv_stub_maker;
 /* What is known of the user code of one address space. Times are ticks of the host's TSC. */
 struct rv_record {
     uint64_t cr3;
-    uint64_t translated;  /* user time in the engine since it was last native */
-    uint64_t average;     /* of one stay in ring 3, translated */
+    int64_t missed;       /* what its stays in the engine would have saved, by estimate */
     int64_t gain;         /* average of a native stay: ticks saved, by estimate */
     uint32_t wait;        /* stays to translate before native is tried again */
     uint32_t patience;    /* how many that will be next time */
@@ -46,7 +45,9 @@ struct rv_direct {
     uint64_t ticks_a_us;
     uint32_t look_entries;   /* `entries` when a look was asked for; it comes unless 0 */
     uint32_t look;           /* a look is due: other threads write it */
+    int64_t look_cpu_ns;     /* CPU time of the vCPU's thread when it was asked for */
     uint32_t tick_entries;   /* `entries` at the last hardware interrupt */
+    int64_t tick_cpu_ns;
     uint32_t idle_looks;     /* in a row that found nothing */
     bool in_ring3;           /* 64-bit user code runs in the engine */
     bool interrupted;        /* a native stay: it goes on unless the guest's kernel comes between */
