@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from rayvisor.actors.events import EventKind
 from rayvisor.actors.lease import GRACE_S
 from rayvisor.actors.policy import STABLE_S, is_ours, pause_s, wants_restart
+from rayvisor.actors.turns import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rayvisor.actors.records import LastWords, Placement
 
 AT_ONCE: Final = 4
-"""Restarts under way at the same time: what is less urgent does not slow down what is more so."""
+"""Restarts under way at the same time, those that are less urgent not counted."""
 
 NO_ROOM_RETRY_S: Final = 2.0
 REMIND_EVERY_S: Final = 60.0
@@ -100,7 +101,8 @@ class Start:
     """Start a VM again, if its placement still has this token.
 
     `in_place` is for a guest that ended in a process that lives. `cause` is one of "host-dead",
-    "host-isolated", "process" and "guest", `why` is for people.
+    "host-isolated", "process" and "guest", `why` is for people. None with a greater `priority` that
+    is under way may run later.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Start:
     cause: str
     why: str
     in_place: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ class Availability:
         self._hosts: dict[str, _Host] = {}
         self._vms: dict[str, _Vm] = {}
         self._down: dict[str, _Down] = {}
+        self._foremost = NOBODY
 
     def host(self, host_id: str) -> tuple[HostState, float] | None:
         """How a host is, and for how long it has been silent; None if it never had a lease."""
@@ -178,6 +182,14 @@ class Availability:
             for name, down in self._down.items()
             for vm in [self._vms[name]]
         }
+
+    def foremost(self) -> int:
+        """The greatest priority of the VMs whose restart is still to be begun, or `NOBODY`.
+
+        Those whose host's lease has run out are among them: within the grace period it is known
+        whether they are down, and hosts that die together are not found dead together.
+        """
+        return self._foremost
 
     def look(self, now_s: float, world: World) -> list[Instruction]:
         """What is to be done now.
@@ -288,15 +300,31 @@ class Availability:
                 self._is_up(name, vm, now_s)
             else:
                 self._is_down(name, vm, down, now_s)
-        free = self._at_once - sum(vm.busy for vm in self._vms.values())
         due = [
             n for n in self._down if not self._vms[n].busy and self._vms[n].not_before_s <= now_s
         ]
-        due.sort(key=lambda n: (-ours[n].request.ha.priority, n))
-        for name in due[: max(0, free)]:
-            down = self._down[name]
-            self._vms[name].busy = True
-            out.append(Start(name, ours[name].token, down.cause, down.why, down.in_place))
+        due.sort(key=lambda n: (-self._vms[n].policy.priority, n))
+        left = [p.request.ha.priority for p in ours.values() if self._is_in_doubt(p)]
+        for name in due:
+            down, vm = self._down[name], self._vms[name]
+            priority = vm.policy.priority
+            before = sum(v.busy and v.policy.priority >= priority for v in self._vms.values())
+            if before >= self._at_once:
+                left.append(priority)
+                continue
+            vm.busy = True
+            token = ours[name].token
+            out.append(Start(name, token, down.cause, down.why, down.in_place, priority))
+        self._foremost = max(left, default=NOBODY)
+
+    def _is_in_doubt(self, placement: Placement) -> bool:
+        host = self._hosts.get(placement.host_id)
+        return (
+            host is not None
+            and host.state is HostState.LATE
+            and host.silent_s >= host.lease_s
+            and not self._vms[placement.name].busy
+        )
 
     def _down_now(self, placement: Placement, words: LastWords | None) -> _Down | None:
         host = self._hosts.get(placement.host_id)

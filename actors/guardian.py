@@ -11,13 +11,11 @@ import queue
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from rayvisor.actors import lease
 from rayvisor.actors.availability import (
-    AT_ONCE,
     Availability,
     Forget,
     HostState,
@@ -31,6 +29,7 @@ from rayvisor.actors.bootstore import BootStore
 from rayvisor.actors.ledger import StaleTokenError, read_end
 from rayvisor.actors.placing import choose_host, footprint_bytes
 from rayvisor.actors.policy import is_ours
+from rayvisor.actors.turns import Turns
 from rayvisor.vmm.errors import PlacementError, UnknownVmError
 
 if TYPE_CHECKING:
@@ -128,7 +127,8 @@ class Guardian(Generic[BootT]):
         self._boots = BootStore(store)
         self._events = events
         self._clock_s = clock_s
-        self._submit = submit or ThreadPoolExecutor(AT_ONCE, "restart").submit
+        self._submit = submit or _on_a_thread
+        self._turns = Turns()
         self._machine = Availability()
         self._lock = threading.Lock()
         self._reports: queue.SimpleQueue[tuple[Start, Outcome, str]] = queue.SimpleQueue()
@@ -158,6 +158,7 @@ class Guardian(Generic[BootT]):
         world = self._see(now_s)
         with self._lock:
             told += self._machine.look(now_s, world)
+            self._turns.expect(self._machine.foremost())
         for instruction in told:
             self._perform(instruction)
         if now_s - self._swept_at_s > SWEEP_EVERY_S:
@@ -232,7 +233,9 @@ class Guardian(Generic[BootT]):
                 self._events.write(kind, text, vm=vm, host=host, data=data)
             case Forget(host_id):
                 self._store.delete(lease.PREFIX + host_id)
-            case Start():
+            case Start(name, priority=priority):
+                # Before its thread: whoever is less urgent and comes after finds it here.
+                self._turns.join(name, priority)
                 self._submit(lambda: self._reports.put((instruction, *self._restart(instruction))))
 
     def _restart(self, start: Start) -> tuple[Outcome, str]:
@@ -242,6 +245,7 @@ class Guardian(Generic[BootT]):
             if placement.token != start.token:
                 return Outcome.OVERTAKEN, "its placement has changed"
             if start.in_place:
+                self._await_turn(start)
                 self._reviver.revive(placement.spot, start.token)
                 self._ledger.count_restart(start.name, start.token)
                 return Outcome.RESTARTED, placement.host_name
@@ -253,6 +257,12 @@ class Guardian(Generic[BootT]):
         except Exception as error:  # noqa: BLE001 - told, and tried again
             _log.warning("VM %s is not started again: %s", start.name, error)
             return Outcome.FAILED, str(error) or type(error).__name__
+        finally:
+            self._turns.leave(start.name)
+
+    def _await_turn(self, start: Start) -> None:
+        if not self._turns.wait(start.name):
+            _log.warning("VM %s waited long enough for more urgent ones", start.name)
 
     def _place_again(self, start: Start, before: Placement) -> str:
         boot = self._boot(before.request.ha.boot)
@@ -265,9 +275,12 @@ class Guardian(Generic[BootT]):
         try:
             spot = self._reviver.prepare(placement)
             placement = self._ledger.assign(start.name, placement.token, spot.actor)
+            self._await_turn(start)
             guest = self._reviver.start(placement, boot)
+            self._turns.leave(start.name)
             self._ledger.come_back(start.name, placement.token, guest.pid)
         except BaseException:
+            self._turns.leave(start.name)  # the others need not wait for what follows
             self._reviver.kill(placement.spot)
             self._ledger.shelve(start.name, placement.token)
             raise
@@ -279,6 +292,10 @@ class Guardian(Generic[BootT]):
             found = self._reviver.boot_of(self._boots.load(digest))
             self._loaded[digest] = found
         return found
+
+
+def _on_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="restart", daemon=True).start()
 
 
 def _choose(placement: Placement, hosts: Sequence[HostStatus]) -> HostStatus:

@@ -120,7 +120,10 @@ def revive(cluster: Cluster, file: ClusterFile, names: list[str]) -> None:
 
 
 def ten_at_once(cluster: Cluster, file: ClusterFile, memory: str) -> dict[str, tuple[float, float]]:
-    """When each of ten was started, and when it wrote its first line; by name, urgent first."""
+    """When each of ten ran, and when it wrote its first line, s; by name, the urgent first.
+
+    Ran: its first instruction, as its own process has it, not when that was told of.
+    """
     names = [f"vm-{n}" for n in range(10)]
     for n, name in enumerate(names):
         create(cluster, name, f"host-{2 + n % 2}", memory, priority=100 - 10 * n)
@@ -130,7 +133,7 @@ def ten_at_once(cluster: Cluster, file: ClusterFile, memory: str) -> dict[str, t
         local_hosts.kill(file, host)
     lines = first_line_s(cluster, names, begun_s)
     wait_until_gone(cluster, names, last_id)
-    starts = {e.vm: e.unix_s - begun_s for e in events(cluster, last_id, EventKind.VM_RESTARTED)}
+    starts = {vm.name: time.time() - vm.uptime_s - begun_s for vm in cluster.vms()}
     return {name: (starts[name], lines[name]) for name in names}
 
 
@@ -167,7 +170,7 @@ def _report(runs: list[Run], ten: dict[str, tuple[float, float]], memory: str) -
             ("from that to the guest's start elsewhere", [r.took_s for r in runs]),
             ("in all: the kill to the first line elsewhere", [r.total_s for r in runs]),
             ("in all, less detection and boot", surplus),
-            ("ten at once: the kill to a guest's start", starts),
+            ("ten at once: the kill to a guest's first instruction", starts),
             ("ten at once: the kill to a first line", [line_s for _, line_s in ten.values()]),
         )
     ]
@@ -184,8 +187,8 @@ def _report(runs: list[Run], ten: dict[str, tuple[float, float]], memory: str) -
         (
             f"{len(runs)} deaths of a host with one VM; {len(ten)} VMs on two that die together",
             f"lease {LEASE_S:g} s (RAYVISOR_HOST_LEASE_S), grace {GRACE_S:g} s",
-            f"ten at once, the most urgent first, were started at s: {order}",
-            f"{overtaken} of 45 pairs in the wrong order: four are started at the same time",
+            f"ten at once, the most urgent first, ran their first instruction at s: {order}",
+            f"{overtaken} of 45 pairs in the wrong order",
         ),
         {
             "boot_s": [r.boot_s for r in runs],

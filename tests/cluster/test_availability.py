@@ -33,6 +33,7 @@ from rayvisor.actors.records import (
     VmRequest,
     VmState,
 )
+from rayvisor.actors.turns import NOBODY
 
 KEPT = HaPolicy(restart=Restart.ON_FAILURE)
 ENOUGH_S = LEASE_S + GRACE_S + 0.1
@@ -152,6 +153,36 @@ def test_the_urgent_go_first_and_not_all_at_once(bench: Bench) -> None:
     ]
     (one_more,) = bench.starts()
     assert one_more.name == "vm-1"
+
+
+def test_the_urgent_do_not_wait_for_a_place_behind_others(bench: Bench) -> None:
+    low, high = replace(KEPT, priority=1), replace(KEPT, priority=2)
+    bench.placements = [vm(f"low-{n}", policy=low) for n in range(AT_ONCE + 1)]
+    bench.ends = {p.name: failed() for p in bench.placements}
+    assert len(bench.starts()) == AT_ONCE
+    assert bench.machine.foremost() == 1
+    urgent = [vm(f"high-{n}", policy=high) for n in range(AT_ONCE + 1)]
+    bench.placements += urgent
+    bench.ends |= {p.name: failed() for p in urgent}
+    assert [s.name for s in bench.starts()] == [f"high-{n}" for n in range(AT_ONCE)]
+    assert bench.machine.foremost() == 2
+
+
+def test_a_host_in_doubt_holds_up_the_less_urgent(bench: Bench) -> None:
+    """Two hosts die together, and are found dead one after the other."""
+    bench.placements = [
+        vm("low", "a", replace(KEPT, priority=1)),
+        vm("high", "b", replace(KEPT, priority=9)),
+    ]
+    bench.look(1)
+    assert bench.machine.foremost() == NOBODY
+    bench.silent.add("a")
+    bench.look(0.6)
+    bench.silent.add("b")
+    (low,) = bench.starts(ENOUGH_S - 0.6)
+    assert (low.name, bench.machine.foremost()) == ("low", 9)
+    (high,) = bench.starts(0.6)
+    assert (high.name, high.priority, bench.machine.foremost()) == ("high", 9, NOBODY)
 
 
 def test_a_guest_that_ended_is_started_in_its_process(bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ from rayvisor.vmm.errors import ClusterError, ConfigError
 from rayvisor.vmm.spec import BootSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.cluster.conftest import MemoryStore
 
@@ -47,6 +49,8 @@ class Hands:
     started: list[tuple[str, str]] = field(default_factory=list)
     revived: list[str] = field(default_factory=list)
     fails: Exception | None = None
+    slow: dict[str, float] = field(default_factory=dict)
+    """How long each VM's process takes to start, s."""
 
     def seen(self) -> dict[str, NodeSeen]:
         return {n.host_id: NodeSeen(n.name, n.alive) for n in self.nodes()}
@@ -65,6 +69,7 @@ class Hands:
         return source
 
     def prepare(self, placement: Placement) -> Spot:
+        time.sleep(self.slow.get(placement.name, 0.0))
         return Spot(
             placement.host_id, placement.host_name, f"{placement.name}-{placement.token}", 9
         )
@@ -108,9 +113,11 @@ class Bench:
                 )
             self.guardian.look()
 
-    def create(self, name: str = "web", host: str = "alpha", mib: int = 64) -> Placement:
+    def create(
+        self, name: str = "web", host: str = "alpha", mib: int = 64, priority: int = 50
+    ) -> Placement:
         boot = BootStore(self.store).keep(SOURCE)
-        policy = HaPolicy(restart=Restart.ON_FAILURE, boot=boot)
+        policy = HaPolicy(restart=Restart.ON_FAILURE, priority=priority, boot=boot)
         self.directory.create(VmRequest(name, mib << 20, host=host, ha=policy), SOURCE)
         return self.placement(name)
 
@@ -129,6 +136,10 @@ class Bench:
 
 @pytest.fixture
 def bench(store: MemoryStore) -> Bench:
+    return bench_of(store, lambda work: work())
+
+
+def bench_of(store: MemoryStore, submit: Callable[[Callable[[], None]], object]) -> Bench:
     hands = Hands(store)
     directory: Directory[BootSource] = Directory(store, hands)
     made: list[Bench] = []
@@ -138,7 +149,7 @@ def bench(store: MemoryStore) -> Bench:
         store,
         EventLog(store),
         clock_s=lambda: made[0].now_s,
-        submit=lambda work: work(),
+        submit=submit,
     )
     made.append(Bench(store, hands, directory, guardian))
     made[0].look()
@@ -263,3 +274,24 @@ def test_the_reserve_is_kept_and_checked(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="give a number of hosts"):
         bench.directory.set_reserve(-1)
     assert bench.kinds() == ["ha_changed"]
+
+
+def test_the_urgent_run_first_however_slow_their_processes_are(store: MemoryStore) -> None:
+    threads: list[threading.Thread] = []
+
+    def submit(work: Callable[[], None]) -> None:
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+
+    bench = bench_of(store, submit)
+    names = ["first", "second", "third"]
+    for n, name in enumerate(names):
+        bench.create(name, mib=1, priority=90 - 10 * n)
+    bench.hands.started.clear()
+    bench.hands.slow = {"first": 0.3, "second": 0.1}
+    for name in reversed(names):
+        bench.fail(name)
+    bench.look()
+    for thread in threads:
+        thread.join()
+    assert [name for name, _ in bench.hands.started] == names
