@@ -131,6 +131,10 @@ class ClusterActor:
         """See `FtKeeper.failover`."""
         self._keeper.failover(name)
 
+    def ft_reseat(self, name: str, host: str | None) -> FtStatus:
+        """See `FtKeeper.reseat`."""
+        return self._keeper.reseat(name, host)
+
     def ft_status(self, name: str) -> FtStatus:
         """See `FtKeeper.status`."""
         return self._keeper.status(name)

@@ -166,6 +166,36 @@ class FtKeeper:
             )
         self._carrier.switch_over(placement)
 
+    def reseat(self, name: str, host: str | None) -> FtStatus:
+        """Have a VM's secondary made anew on `host`, or on any other one than now.
+
+        The VM is not protected until that is ready; its old secondary goes only when there is room
+        for the new one.
+
+        Raises:
+            UnknownVmError: there is none of that name.
+            MigrationError: it is not fault tolerant, or has failed over this moment.
+            PlacementError: no such host, or no room; with the numbers.
+        """
+        placement = self._ledger.get(name)
+        pair = placement.pair
+        if placement.ft is None:
+            raise MigrationError(f"VM {name!r} is not fault tolerant")
+        if pair is not None and host == pair.secondary.host_name:
+            return self.status(name)
+        avoided = pair.secondary.host_id if pair is not None and host is None else ""
+        with self._directory.placing:
+            target = self._choose(placement, host, avoided=avoided)
+        self._ledger.edit(name, ft_record.seated(target.name))
+        self._not_before_s.pop(name, None)
+        if pair is not None:
+            with contextlib.suppress(ActorGoneError):
+                why = f"another is made on {target.name}"
+                self._carrier.unprotect(placement.spot, why, for_good=False)
+                self._end_pair(name, pair.id)
+        self.wake()
+        return self.status(name)
+
     def status(self, name: str) -> FtStatus:
         """How protected a VM is.
 
@@ -358,14 +388,16 @@ class FtKeeper:
         with contextlib.suppress(UnknownVmError):
             self._ledger.edit(name, note)
 
-    def _choose(self, placement: Placement, host: str | None, *, needed: bool = True) -> HostStatus:
-        """A host for a secondary: never the VM's own. With `needed`, `host` or none."""
+    def _choose(
+        self, placement: Placement, host: str | None, *, needed: bool = True, avoided: str = ""
+    ) -> HostStatus:
+        """A host for a secondary: never the VM's own, nor `avoided`. With `needed`, `host`."""
         hosts = self._directory.hosts()
-        others = [h for h in hosts if h.host_id != placement.host_id]
+        others = [h for h in hosts if h.host_id not in {placement.host_id, avoided}]
         if not others:
+            known = " and ".join(h.name for h in hosts)
             raise PlacementError(
-                f"VM {placement.name!r} has no other host to be protected by:"
-                f" {placement.host_name} is the only one"
+                f"VM {placement.name!r} has no other host to be protected by: there is only {known}"
             )
         if host is not None:
             asked = named(host, hosts) if needed else None

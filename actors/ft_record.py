@@ -141,6 +141,17 @@ def wanted(protection: Protection | None) -> Callable[[Placement], Placement]:
     return edit
 
 
+def seated(host: str) -> Callable[[Placement], Placement]:
+    """The next secondary is to be on this host."""
+
+    def change(placement: Placement) -> Placement:
+        if placement.ft is None:
+            return placement
+        return replace(placement, ft=replace(placement.ft, host=host))
+
+    return change
+
+
 def paired(pair: Pair) -> Callable[[Placement], Placement]:
     """The VM gets a secondary."""
 

@@ -231,8 +231,7 @@ class Ledger:
                 raise _unknown(name)
             if found.ft is not None:
                 raise MigrationError(
-                    f"VM {name!r} is fault tolerant: `rayvisor ft failover {name}` moves it to its"
-                    f" secondary, or `rayvisor ft disable {name}` first"
+                    f"VM {name!r} is fault tolerant by now, and moves to its secondary: try again"
                 )
             if found.move is not None:
                 raise MigrationError(

@@ -415,6 +415,15 @@ class Cluster:
         self._call("ft_failover", name)
         return protecting.wait_for_failover(self, before, timeout_s)
 
+    def ft_reseat(self, name: str, host: str | None) -> FtStatus:
+        """Have a VM's secondary made anew on `host`, or on any other one than now.
+
+        Raises:
+            MigrationError: it is not fault tolerant.
+            PlacementError: no such host, or no room; its secondary stays.
+        """
+        return cast("FtStatus", self._call("ft_reseat", name, host))
+
     def _join(
         self, file: ClusterFile, progress: Callable[[str], None], ha_reserve: int | None
     ) -> None:

@@ -9,14 +9,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from rayvisor.runtime import switching
 from rayvisor.runtime.units import parse_bytes, parse_seconds
-from rayvisor.vmm.errors import RayvisorError
+from rayvisor.vmm.errors import MigrationError, RayvisorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayvisor.actors.moves import MoveEnd
-    from rayvisor.actors.records import HostStatus, Placement, VmStatus
+    from rayvisor.actors.records import FtStatus, HostStatus, Placement, VmStatus
     from rayvisor.migration.config import MigrationConfig
     from rayvisor.migration.report import MigrationReport, Progress
 
@@ -28,7 +29,7 @@ CANCEL_TAKES_S: Final = 30.0
 EVACUATE_TIMEOUT_S: Final = 3600.0
 
 
-class Moving(Protocol):
+class Moving(switching.Switching, Protocol):
     """What a cluster knows of VMs that move: a `rayvisor.Cluster`."""
 
     def start_move(self, name: str, host: str | None, config: MigrationConfig) -> Placement:
@@ -44,8 +45,11 @@ class Moving(Protocol):
         """Call a VM's migration off; whether one was under way."""
 
 
-class Emptying(Protocol):
+class Emptying(switching.Switching, Protocol):
     """What an evacuation needs of a cluster."""
+
+    def ft_statuses(self) -> list[FtStatus]:
+        """How protected each fault tolerant VM is."""
 
     def vms(self) -> list[VmStatus]:
         """How every VM is."""
@@ -91,10 +95,15 @@ def migrate(
 ) -> MigrationReport:
     """Move a VM and wait for it. KeyboardInterrupt calls it off, and is raised when that is done.
 
+    One that is fault tolerant goes on at its secondary; see `switching.move`.
+
     Raises:
         MigrationFailedError: the VM has not moved, and runs where it was.
         MigrationError, PlacementError, UnknownVmError: nothing was begun.
     """
+    protection = cluster.ft_status(name)
+    if protection.state != "off":
+        return switching.move(cluster, protection, host, config.timeout_s)
     placement = cluster.start_move(name, host, config)
     move_id = placement.moving.id
     try:
@@ -136,6 +145,8 @@ class Evacuation:
 
     host: str
     moved: list[MigrationReport] = field(default_factory=list)
+    secondaries: dict[str, str] = field(default_factory=dict)
+    """Where the secondary of a VM is that was here, by name of the VM."""
     stayed: dict[str, str] = field(default_factory=dict)
     """Why, by name of the VM."""
 
@@ -144,6 +155,7 @@ class Evacuation:
         return {
             "host": self.host,
             "moved": [report.as_dict() for report in self.moved],
+            "secondaries": dict(self.secondaries),
             "stayed": dict(self.stayed),
         }
 
@@ -180,7 +192,7 @@ def evacuate(
         # What was being made here when the host closed comes with a later look.
         left = [vm for vm in cluster.vms() if vm.host == name and vm.name not in tried]
         if not left:
-            return done
+            break
         tried |= {vm.name for vm in left}
         for vm in [vm for vm in left if not vm.state.is_live]:
             done.stayed[vm.name] = f"it is {vm.state}: `rayvisor rm {vm.name}` removes it"
@@ -188,6 +200,28 @@ def evacuate(
         _empty(
             cluster, done, [vm for vm in left if vm.state.is_live], deadline_s, at_once, on_event
         )
+    _reseat(cluster, done, deadline_s, on_event)
+    return done
+
+
+def _reseat(
+    cluster: Emptying, done: Evacuation, deadline_s: float, on_event: Callable[[str], None]
+) -> None:
+    """Have the secondaries that are on the host made elsewhere, one after the other."""
+    for status in cluster.ft_statuses():
+        if status.secondary != done.host or status.vm in done.stayed:
+            continue
+        left_s = deadline_s - time.monotonic()
+        try:
+            if left_s <= 0:
+                raise MigrationError("there was no time left")
+            now = switching.reseat(cluster, status.vm, None, min(left_s, switching.READY_S))
+        except RayvisorError as error:
+            done.stayed[status.vm] = f"its secondary: {error}"
+            on_event(f"the secondary of {status.vm} stays: {error}")
+        else:
+            done.secondaries[status.vm] = now.secondary
+            on_event(f"the secondary of {status.vm} is on {now.secondary}")
 
 
 def _empty(

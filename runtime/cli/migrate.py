@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rayvisor.actors.events import Event
     from rayvisor.migration.report import MigrationReport, Progress
     from rayvisor.runtime.cluster import Cluster
+    from rayvisor.runtime.migrating import Evacuation
 
 LINE_EVERY_S: Final = 1.0
 FOLLOW_EVERY_S: Final = 0.5
@@ -80,7 +81,10 @@ def migrate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a running VM to another host. ctrl-C calls it off: the VM stays where it is."""
+    """Move a running VM to another host. ctrl-C calls it off: the VM stays where it is.
+
+    One that is fault tolerant goes on at its secondary, and gets another one.
+    """
     from rayvisor.migration.errors import MigrationFailedError
 
     cluster = _connect()
@@ -190,19 +194,22 @@ def report_table(report: MigrationReport) -> RenderableType:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim")
     facts.add_column()
-    bound = "at most " if report.downtime_is_bound else ""
     phases = ", ".join(
-        f"{phase.removesuffix('_s')} {seconds * 1000:.0f} ms"
+        f"{phase.removesuffix('_s').replace('_', ' ')} {seconds * 1000:.0f} ms"
         for phase, seconds in report.phases.items()
     )
     for label, value in (
         ("total", f"{report.total_s:.3f} s"),
-        ("downtime", f"{bound}{report.downtime_s * 1000:.1f} ms"),
+        ("downtime", _downtime(report)),
         ("phases", phases),
-        ("sent", f"{format_bytes(report.bytes_sent)}, packed {report.compression_ratio:.1f} to 1"),
-        ("pages", f"{report.pages_sent:,} with content, {report.zero_pages:,} empty"),
     ):
         facts.add_row(label, value)
+    first = f"[bold]{report.vm}[/bold] moved from {report.source} to {report.destination}"
+    if not report.rounds:  # its secondary had all its pages
+        return Group(first, facts)
+    sent = format_bytes(report.bytes_sent)
+    facts.add_row("sent", f"{sent}, packed {report.compression_ratio:.1f} to 1")
+    facts.add_row("pages", f"{report.pages_sent:,} with content, {report.zero_pages:,} empty")
     rounds = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("ROUND", "PAGES", "EMPTY", "DELTAS", "SENT", "SECONDS", "WRITTEN", "SLOWED"):
         rounds.add_column(column, justify="right")
@@ -217,7 +224,6 @@ def report_table(report: MigrationReport) -> RenderableType:
             f"{done.dirty_pages:,}",
             f"{done.throttle:.0%}",
         )
-    first = f"[bold]{report.vm}[/bold] moved from {report.source} to {report.destination}"
     return Group(first, facts, rounds)
 
 
@@ -232,7 +238,10 @@ def evacuate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a host in maintenance: it takes no VM, and its VMs move elsewhere, several at a time."""
+    """Put a host in maintenance: it takes no VM, and its VMs move elsewhere, several at a time.
+
+    Secondaries of fault tolerant VMs that are on it are made anew elsewhere.
+    """
     if undo:
         resume_host(host, as_json=as_json)
         return
@@ -240,12 +249,8 @@ def evacuate(
     signal.signal(signal.SIGTERM, _interrupt)
     with step(f"Evacuating {host}", quiet=as_json) as say:
         done = cluster.evacuate(host, timeout=timeout, on_event=say)
-    moved, stayed = len(done.moved), len(done.stayed)
-    emit(
-        done.as_dict(),
-        as_json=as_json,
-        render=lambda: _evacuated(done.host, done.moved, done.stayed),
-    )
+    moved, stayed = len(done.moved) + len(done.secondaries), len(done.stayed)
+    emit(done.as_dict(), as_json=as_json, render=lambda: _evacuated(done))
     if stayed:
         raise EvacuationError(
             f"{stayed} of {moved + stayed} VMs are still on {done.host}; it takes no new ones until"
@@ -253,21 +258,29 @@ def evacuate(
         )
 
 
-def _evacuated(host: str, moved: list[MigrationReport], stayed: dict[str, str]) -> RenderableType:
+def _evacuated(done: Evacuation) -> RenderableType:
     from rich import box
     from rich.console import Group
     from rich.table import Table
 
+    moved, stayed = len(done.moved) + len(done.secondaries), len(done.stayed)
     if not moved and not stayed:
-        return f"{host} is in maintenance; there was nothing on it."
+        return f"{done.host} is in maintenance; there was nothing on it."
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("VM", "NOW ON", "DOWNTIME", "REASON"):
         table.add_column(column, overflow="fold")
-    for report in moved:
-        table.add_row(report.vm, report.destination, f"{report.downtime_s * 1000:.0f} ms", "")
-    for name, why in stayed.items():
-        table.add_row(name, host, "", why)
-    return Group(f"{host} is in maintenance: {len(moved)} moved, {len(stayed)} stayed.", table)
+    for report in done.moved:
+        table.add_row(report.vm, report.destination, _downtime(report), "")
+    for name, where in done.secondaries.items():
+        table.add_row(f"{name}'s secondary", where, "", "")
+    for name, why in done.stayed.items():
+        table.add_row(name, done.host, "", why)
+    return Group(f"{done.host} is in maintenance: {moved} moved, {stayed} stayed.", table)
+
+
+def _downtime(report: MigrationReport) -> str:
+    bound = "at most " if report.downtime_is_bound else ""
+    return f"{bound}{report.downtime_s * 1000:.1f} ms"
 
 
 def resume_host(host: Host, *, as_json: JsonOption = False) -> None:

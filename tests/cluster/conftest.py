@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -115,20 +116,34 @@ def cluster(home: Path) -> Iterator[Cluster]:
         CONNECTED.remove(made)
 
 
-@pytest.fixture(scope="module")
-def two_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Another cluster, of two hosts; this process leaves the first one meanwhile."""
+@contextmanager
+def another_cluster(home: Path, folder: Path, hosts: int) -> Iterator[Cluster]:
+    """Another cluster, with its state in `folder`; this process leaves the first one meanwhile."""
     for other in CONNECTED:
         other.close()
     before = dict(os.environ)
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("two"))
-    with Cluster.up(hosts=2, object_store="100M") as made:
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    with Cluster.up(hosts=hosts, object_store="100M") as made:
         assert home not in cluster_file.folder().parents
         yield made
     os.environ.clear()
     os.environ.update(before)
     if CONNECTED:
         Cluster.connect()
+
+
+@pytest.fixture(scope="module")
+def two_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of two hosts."""
+    with another_cluster(home, tmp_path_factory.mktemp("two"), 2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def three_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three hosts; the first one has Ray's control service."""
+    with another_cluster(home, tmp_path_factory.mktemp("three"), 3) as made:
+        yield made
 
 
 @pytest.fixture

@@ -21,10 +21,8 @@ from rayvisor.actors.records import VmState
 from rayvisor.actors.store import RayStore
 from rayvisor.runtime import cluster_file, local_hosts
 from rayvisor.runtime.cli.app import register_all
-from rayvisor.runtime.cluster import Cluster
 from rayvisor.runtime.protecting import wait_until_protected
 from rayvisor.vmm.errors import MigrationError
-from tests.cluster.conftest import CONNECTED
 from tests.cluster.moving import Reader, make_traveller, spec_of
 
 if TYPE_CHECKING:
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rayvisor.actors.records import Placement
+    from rayvisor.runtime.cluster import Cluster
     from rayvisor.runtime.vm_handle import VmHandle
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -41,22 +40,6 @@ PATIENCE_S = 120.0
 SILENCE_S = (
     2.0  # a machine that runs three hosts and the tests is silent for half a second at times
 )
-
-
-@pytest.fixture(scope="module")
-def three_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of three hosts, of which two have not Ray's control service."""
-    for other in CONNECTED:
-        other.close()
-    before = dict(os.environ)
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("three"))
-    with Cluster.up(hosts=3, object_store="100M") as made:
-        assert home not in cluster_file.folder().parents
-        yield made
-    os.environ.clear()
-    os.environ.update(before)
-    if CONNECTED:
-        Cluster.connect()
 
 
 @pytest.fixture
@@ -223,7 +206,47 @@ def test_stopping_and_removing_leave_nothing(three_hosts: Cluster, vm: VmHandle)
         time.sleep(0.05)
 
 
-def test_the_commands(vm: VmHandle) -> None:
+def test_it_moves_to_any_host(three_hosts: Cluster, vm: VmHandle) -> None:
+    """To its secondary at once, to another host after a secondary was made there."""
+    with Reader(vm) as reader:
+        goes_on(reader)
+        with pytest.raises(MigrationError, match="is on host host-2 already"):
+            vm.migrate("host-2")
+        report = vm.migrate("host-3")
+        assert (report.source, report.destination, report.outcome) == ("host-2", "host-3", "moved")
+        assert report.downtime_is_bound
+        goes_on(reader)
+        wait_until_protected(three_hosts, NAME, PATIENCE_S)
+        (other,) = {"host-1", "host-2"} - {three_hosts.ft_status(NAME).secondary}
+        assert vm.migrate(other).destination == other
+        goes_on(reader)
+        assert vm.status().host == other
+
+
+def test_its_hosts_are_evacuated(three_hosts: Cluster, vm: VmHandle) -> None:
+    told: list[str] = []
+    with Reader(vm) as reader:
+        goes_on(reader)
+        try:
+            done = three_hosts.evacuate("host-3", on_event=told.append)
+            assert (done.secondaries, done.stayed) == ({NAME: "host-1"}, {})
+            assert told == [f"the secondary of {NAME} is on host-1"]
+            goes_on(reader)
+            done = three_hosts.evacuate("host-2", on_event=told.append)
+            assert [(r.vm, r.destination) for r in done.moved] == [(NAME, "host-1")]
+            goes_on(reader)
+            # Now nobody is left who could have a secondary: it runs, unprotected, and says why.
+            done = three_hosts.evacuate("host-1", timeout="3s")
+            assert "in maintenance" in done.stayed[NAME]
+            goes_on(reader)
+        finally:
+            for host in three_hosts.hosts():
+                three_hosts.resume_host(host.name)
+        wait_until_protected(three_hosts, NAME, PATIENCE_S)
+
+
+@pytest.mark.usefixtures("vm")
+def test_the_commands() -> None:
     def run(*words: str, fails: bool = False) -> str:
         result = CliRunner().invoke(register_all(), ["ft", *words])
         assert (result.exit_code != 0) == fails, result.output
@@ -235,8 +258,6 @@ def test_the_commands(vm: VmHandle) -> None:
     assert "host-3" in run("status")
     assert "protected already" in run("enable", NAME, "--epoch", "50ms", fails=True)
     assert "a third of the silence" in run("enable", NAME, "--epoch", "1s", fails=True)
-    with pytest.raises(MigrationError, match="fault tolerant"):
-        vm.migrate()
     # Whether the next secondary is being made by the time this is told, is open.
     assert re.search(r"on host-3 is (not protected|re-protecting)", run("failover", NAME))
     assert "not fault tolerant" in run("disable", NAME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -344,7 +345,7 @@ def test_what_makes_no_sense_is_refused(cluster: Cluster) -> None:
     cluster.protected()
     with pytest.raises(ConfigError, match="protected already"):
         cluster.keeper.enable("web", CONFIG, None)
-    with pytest.raises(MigrationError, match="ft failover web"):
+    with pytest.raises(MigrationError, match="is fault tolerant by now"):
         cluster.directory.ledger.begin_move("web", "m", "bb", "beta")
     cluster.keeper.failover("web")
     assert cluster.world.switched == [cluster.placement.actor]
@@ -423,3 +424,36 @@ def test_a_cell_takes_one_verdict(store: MemoryStore) -> None:
     assert cell.read() is None
     with pytest.raises(ClusterError, match="unreadable"):
         cell.decide(Verdict.PRIMARY)
+
+
+def test_a_secondary_is_made_elsewhere(cluster: Cluster, world: World) -> None:
+    pair = cluster.protected()
+    (other,) = {"beta", "gamma"} - {pair.secondary.host_name}
+    for wanted in (other, None):
+        before = cluster.placement.pair
+        assert before is not None
+        cluster.keeper.reseat("web", wanted)
+        after = cluster.protected()
+        assert after.id != before.id
+        assert after.secondary.host_name not in {"alpha", before.secondary.host_name}
+        cluster.wait_for(partial(_was_killed, world, before.secondary))
+        assert StoreCell(cluster.store, after.id).read() is None
+    assert cluster.keeper.reseat("web", after.secondary.host_name).secondary
+    assert cluster.placement.pair == after
+
+
+def _was_killed(world: World, spot: Spot) -> bool:
+    return spot.actor in world.killed
+
+
+def test_a_secondary_without_room_elsewhere_stays(cluster: Cluster) -> None:
+    pair = cluster.protected()
+    (other,) = {"beta", "gamma"} - {pair.secondary.host_name}
+    cluster.directory.set_maintenance(other, on=True)
+    for wanted in (other, None):
+        with pytest.raises(PlacementError, match=f"{other}: in maintenance"):
+            cluster.keeper.reseat("web", wanted)
+    assert cluster.placement.pair == pair
+    cluster.keeper.disable("web")
+    with pytest.raises(MigrationError, match="not fault tolerant"):
+        cluster.keeper.reseat("web", None)

@@ -20,35 +20,18 @@ from rayvisor.actors.records import VmState
 from rayvisor.actors.store import RayStore
 from rayvisor.runtime import cluster_file, local_hosts
 from rayvisor.runtime.api import VmSpec
-from rayvisor.runtime.cluster import Cluster
 from rayvisor.vmm.errors import ClusterError
-from tests.cluster.conftest import CONNECTED
 from tests.cluster.moving import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rayvisor.actors.records import Placement, VmStatus
+    from rayvisor.runtime.cluster import Cluster
     from rayvisor.runtime.cluster_file import ClusterFile
     from rayvisor.runtime.vm_handle import VmHandle
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def three_hosts(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of three hosts; the first one has Ray's control service."""
-    for other in CONNECTED:
-        other.close()
-    before = dict(os.environ)
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("three"))
-    with Cluster.up(hosts=3, object_store="100M") as made:
-        assert home not in cluster_file.folder().parents
-        yield made
-    os.environ.clear()
-    os.environ.update(before)
-    if CONNECTED:
-        Cluster.connect()
 
 
 @pytest.fixture
