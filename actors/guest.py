@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayvisor.actors.departure import Departure
+    from rayvisor.actors.policy import HaPolicy
     from rayvisor.actors.shield import Shield
     from rayvisor.vmm.exits import ExitCensus
     from rayvisor.vmm.vm import Vm
@@ -171,6 +172,16 @@ class Guest:
             reason=self._reason(state),
             exit_status=self._vm.machine.exit_status,
         )
+
+    def watch_for_hangs(self, policy: HaPolicy) -> None:
+        """From now on it hangs when this policy says so, and this is done about it."""
+        machine = self._vm.machine
+
+        def change() -> None:
+            machine.hang_action = policy.on_hang
+            machine.set_heartbeat(policy.heartbeat_s)
+
+        self._vm.call(change)
 
     def read_console(self, offset: int, max_bytes: int, timeout_s: float) -> ConsoleChunk:
         """Console output from `offset` on, waiting up to `timeout_s` seconds for some.

@@ -312,7 +312,7 @@ class VmActor:
 
         def hangs(reason: str) -> None:
             # Not on the machine's thread, which would wait for the store.
-            told = (events, request, reason)
+            told = (events, request.name, guest.vm.machine.hang_action, reason)
             threading.Thread(target=watching.tell_hang, args=told, daemon=True).start()
 
         guest.vm.machine.on_hang = hangs
@@ -341,6 +341,16 @@ class VmActor:
         self._tell_stats(guest)
         if self._guard is not None:
             self._guard.start()
+        # What was asked of it on its way here reached the process that it came from.
+        threading.Thread(target=self._heed_record, args=(guest,), daemon=True).start()
+
+    def _heed_record(self, guest: Guest) -> None:
+        placement = read_placement(RayStore(), self._name)
+        if placement is not None:
+            machine, policy = guest.vm.machine, placement.request.ha
+            asked = (policy.on_hang, policy.heartbeat_s)
+            if asked != (machine.spec.on_hang, machine.spec.heartbeat_s):
+                guest.watch_for_hangs(policy)
 
     def _tell_stats(self, guest: Guest) -> None:
         """Have the host see what this VM counts."""
@@ -379,6 +389,10 @@ class VmActor:
         if current is not None and current.token != guest.token and current.move is None:
             raise StaleTokenError(f"VM {self._name!r} is not this process's any more")
         return guest.reset()
+
+    def watch_for_hangs(self, policy: HaPolicy) -> None:
+        """See `Guest.watch_for_hangs`."""
+        self._guest.watch_for_hangs(policy)
 
     def keep_boot(self, policy: HaPolicy) -> HaPolicy:
         """Keep what the VM boots, and heed the host's lease; the policy that says where it is."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rayvisor.actors.records import LastWords, VmRequest
     from rayvisor.actors.store import KeyValueStore
     from rayvisor.migration.roles import Ownership
+    from rayvisor.vmm.spec import HangAction
 
 _STAND_IN: Final = (0.35, 0.6)
 
@@ -134,11 +135,10 @@ def tell_end(events: EventLog, name: str, words: LastWords) -> None:
     events.write(EventKind.VM_ENDED, text, vm=name, data=data)
 
 
-def tell_hang(events: EventLog, request: VmRequest, reason: str) -> None:
+def tell_hang(events: EventLog, name: str, action: HangAction, reason: str) -> None:
     """Write down that a guest hangs, and what is done about it."""
-    action = request.ha.on_hang
-    text = f"VM {request.name} hangs: {reason}; it is {_DONE[action.value]}"
-    events.write(EventKind.VM_HUNG, text, vm=request.name, data={"action": action.value})
+    text = f"VM {name} hangs: {reason}; it is {_DONE[action.value]}"
+    events.write(EventKind.VM_HUNG, text, vm=name, data={"action": action.value})
 
 
 _DONE: Final = {"reset": "started over", "stop": "ended", "ignore": "left alone"}

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 KernelFormat = Literal["auto", "linux", "elf", "multiboot", "flat"]
 
-MIN_HEARTBEAT_S = 1.0
-MAX_HEARTBEAT_S = 86400.0
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 
@@ -72,10 +70,7 @@ def _check_delay(text: str) -> str:
 
 def _check_heartbeat(text: str) -> str:
     with _as_value_error():
-        seconds = parse_seconds(text)
-    if seconds and not MIN_HEARTBEAT_S <= seconds <= MAX_HEARTBEAT_S:
-        known = f"{MIN_HEARTBEAT_S:g}s to {MAX_HEARTBEAT_S:g}s, or 0s for none"
-        raise ValueError(f"heartbeat of {text}: give {known}")
+        ha.check_heartbeat(text)
     return text
 
 

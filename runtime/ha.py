@@ -8,10 +8,20 @@ from typing import Any
 from rayvisor.actors.policy import MAX_DELAY_S, MAX_PRIORITY, HaPolicy, Restart
 from rayvisor.runtime.units import parse_seconds
 from rayvisor.vmm.errors import ConfigError
+from rayvisor.vmm.spec import HangAction
+
+MIN_HEARTBEAT_S = 1.0
+MAX_HEARTBEAT_S = 86400.0
 
 
 def changed(
-    policy: HaPolicy, *, restart: str | None, priority: int | None, delay: float | str | None
+    policy: HaPolicy,
+    *,
+    restart: str | None = None,
+    priority: int | None = None,
+    delay: float | str | None = None,
+    on_hang: str | None = None,
+    heartbeat: float | str | None = None,
 ) -> HaPolicy:
     """The policy with other values; what is None stays.
 
@@ -30,6 +40,14 @@ def changed(
         values["priority"] = priority
     if delay is not None:
         values["delay_s"] = check_delay(delay)
+    if on_hang is not None:
+        try:
+            values["on_hang"] = HangAction(on_hang)
+        except ValueError:
+            known = ", ".join(HangAction)
+            raise ConfigError(f"on_hang {on_hang!r}: give one of {known}") from None
+    if heartbeat is not None:
+        values["heartbeat_s"] = check_heartbeat(heartbeat)
     return dataclasses.replace(policy, **values)
 
 
@@ -49,6 +67,19 @@ def check_delay(delay: float | str) -> float:
     if not 0 <= delay_s <= MAX_DELAY_S:
         raise ConfigError(f"restart delay of {delay}: give 0s to {MAX_DELAY_S:g}s")
     return delay_s
+
+
+def check_heartbeat(heartbeat: float | str) -> float:
+    """The longest silence in seconds, 0 for any.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    heartbeat_s = parse_seconds(heartbeat)
+    if heartbeat_s and not MIN_HEARTBEAT_S <= heartbeat_s <= MAX_HEARTBEAT_S:
+        known = f"{MIN_HEARTBEAT_S:g}s to {MAX_HEARTBEAT_S:g}s, or 0s for none"
+        raise ConfigError(f"heartbeat of {heartbeat}: give {known}")
+    return heartbeat_s
 
 
 def needs_boot(policy: HaPolicy) -> bool:

@@ -275,20 +275,29 @@ class VmHandle:
         restart: str | None = None,
         priority: int | None = None,
         delay: float | str | None = None,
+        on_hang: str | None = None,
+        heartbeat: float | str | None = None,
     ) -> None:
-        """Change when it is started again; what is left out stays.
+        """Change when it is started again, and when it hangs; what is left out stays.
 
         Raises:
             ConfigError: a value that cannot be used.
             MachineStateError: it has no process that could say what it boots.
         """
         policy = ha.changed(
-            self._cluster.policy(self.name), restart=restart, priority=priority, delay=delay
+            self._cluster.policy(self.name),
+            restart=restart,
+            priority=priority,
+            delay=delay,
+            on_hang=on_hang,
+            heartbeat=heartbeat,
         )
         if ha.needs_boot(policy):
             # The VM's process knows, and from now on heeds its host's lease.
             policy = cast("HaPolicy", self._call("keep_boot", policy))
         self._cluster.set_policy(self.name, policy)
+        if (on_hang, heartbeat) != (None, None) and self.has_process():
+            self._call("watch_for_hangs", policy)
 
     def console_link(self) -> ConsoleLink[Any]:
         """A reader of the console for one user, with a read always under way.

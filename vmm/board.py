@@ -72,7 +72,8 @@ def build(spec: MachineSpec, console_sink: ByteSink) -> Machine:
         utc_ns=time.time_ns(),
         nvram=memory_nvram(low_bytes, spec.memory_bytes - low_bytes),
     )
-    heartbeat = _heartbeat(spec, machine)
+    heartbeat = ConsoleHeartbeat(clock, spec.heartbeat_s, machine.guest_hangs)
+    machine.set_heartbeat = heartbeat.set_period
     uart = Uart16550(clock, pic.line(IRQ_COM1), _heard(console_sink, heartbeat))
     a20 = WiredOr(vcpu.set_a20)
     keyboard = I8042(pic.line(IRQ_KEYBOARD), a20=a20.input(high=True), reset=machine.guest_reset)
@@ -132,28 +133,15 @@ def _interrupts(machine: Machine) -> PicPair:
     return pic
 
 
-def _starters(*parts: IdleTrim | ConsoleHeartbeat | None) -> Callable[[], None]:
-    there = [part for part in parts if part is not None]
-
+def _starters(*parts: IdleTrim | ConsoleHeartbeat) -> Callable[[], None]:
     def start() -> None:
-        for part in there:
+        for part in parts:
             part.start()
 
     return start
 
 
-def _heartbeat(spec: MachineSpec, machine: Machine) -> ConsoleHeartbeat | None:
-    if not spec.heartbeat_s:
-        return None
-    reason = f"its console said nothing for {spec.heartbeat_s:g} s"
-    return ConsoleHeartbeat(
-        machine.clock, int(spec.heartbeat_s * 1e9), lambda: machine.guest_hangs(reason)
-    )
-
-
-def _heard(sink: ByteSink, heartbeat: ConsoleHeartbeat | None) -> ByteSink:
-    if heartbeat is None:
-        return sink
+def _heard(sink: ByteSink, heartbeat: ConsoleHeartbeat) -> ByteSink:
     beat = heartbeat.beat
 
     def hear(data: bytes) -> None:

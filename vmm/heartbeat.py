@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 
 class ConsoleHeartbeat:
-    """Calls `expire` when the console has been silent for `period_ns` of machine time.
+    """Calls `expire` with the reason when the console was silent for `period_s` of machine time.
+
+    A period of 0 is for ever.
 
     Machine time stands still while the guest is paused or moves, so neither counts as silence.
     Booting does: the period must be longer than the longest pause in a boot's output.
     """
 
-    def __init__(self, clock: Clock, period_ns: int, expire: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, period_s: float, expire: Callable[[str], None]) -> None:
         self._clock = clock
-        self._period_ns = period_ns
+        self._period_ns = int(period_s * 1e9)
         self._expire = expire
         self._alarm = clock.alarm(self._look)
         self._heard_ns = 0
@@ -31,7 +33,14 @@ class ConsoleHeartbeat:
     def start(self) -> None:
         """Begin to listen. The machine's thread, each time it begins to run."""
         self._heard_ns = self._clock.now_ns()
-        self._alarm.arm(self._heard_ns + self._period_ns)
+        if self._period_ns:
+            self._alarm.arm(self._heard_ns + self._period_ns)
+
+    def set_period(self, period_s: float) -> None:
+        """Wait so long from now on, beginning now. The machine's thread."""
+        self._alarm.disarm()
+        self._period_ns = int(period_s * 1e9)
+        self.start()
 
     def beat(self) -> None:
         """The console said something. The machine's thread."""
@@ -44,4 +53,4 @@ class ConsoleHeartbeat:
             self._alarm.arm(due_ns)
             return
         self.start()
-        self._expire()
+        self._expire(f"its console said nothing for {self._period_ns / 1e9:g} s")

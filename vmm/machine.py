@@ -79,6 +79,10 @@ class Machine:
         """How often it has started over while it ran, by its own or from outside."""
         self.hangs = 0
         """How often its watchdog expired or its heartbeat stopped."""
+        self.hang_action = spec.on_hang
+        """What is done then."""
+        self.set_heartbeat: Callable[[float], None] = lambda _period_s: None
+        """Has its console be silent for so long from now on, 0 for ever. The machine's thread."""
         self.on_hang: Callable[[str], None] = lambda _reason: None
         """Told of each hang, on the machine's thread, before anything is done about it."""
         self.feed_console: Callable[[bytes], int] = len
@@ -161,7 +165,7 @@ class Machine:
         self.hangs += 1
         _log.warning("%s hangs: %s", self.spec.name, reason)
         self.on_hang(reason)
-        match self.spec.on_hang:
+        match self.hang_action:
             case HangAction.RESET:
                 self.reset()
             case HangAction.STOP:

@@ -10,6 +10,7 @@ import typer
 from rayvisor.actors.policy import Restart
 from rayvisor.runtime.cli.output import JsonOption, emit
 from rayvisor.vmm.errors import ConfigError
+from rayvisor.vmm.spec import HangAction
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,6 +39,13 @@ def ha(
         str | None,
         typer.Option(metavar="TIME", help="Before a second restart in a row; it doubles."),
     ] = None,
+    on_hang: Annotated[
+        HangAction | None, typer.Option(help="When NAME's watchdog expires or its heartbeat stops.")
+    ] = None,
+    heartbeat: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="NAME hangs when silent for so long; 0s for never."),
+    ] = None,
     reserve: Annotated[
         int | None,
         typer.Option(metavar="N", help="Keep room for the loss of so many hosts; 0 for none."),
@@ -51,14 +59,28 @@ def ha(
     """
     from rayvisor.runtime.cluster import Cluster
 
-    asked = (restart, priority, delay)
-    if name is None and asked != (None, None, None):
+    asked = {
+        "restart": restart,
+        "priority": priority,
+        "delay": delay,
+        "on_hang": on_hang,
+        "heartbeat": heartbeat,
+    }
+    asked_any = any(value is not None for value in asked.values())
+    if name is None and asked_any:
         raise ConfigError("give the NAME of the VM whose policy is to be changed")
-    if name is not None and asked == (None, None, None):
-        raise ConfigError(f"say what is to be changed of {name}: --restart, --priority or --delay")
+    if name is not None and not asked_any:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in asked)
+        raise ConfigError(f"say what is to be changed of {name}: {options}")
     cluster = Cluster.connect()
     if name is not None:
-        cluster.vm(name).set_ha(restart=restart, priority=priority, delay=delay)
+        cluster.vm(name).set_ha(
+            restart=restart,
+            priority=priority,
+            delay=delay,
+            on_hang=on_hang,
+            heartbeat=heartbeat,
+        )
     if reserve is not None:
         cluster.set_reserve(reserve)
     stats, hosts, vms = cluster.ha_stats(), cluster.hosts(), cluster.vms()

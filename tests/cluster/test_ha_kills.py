@@ -304,3 +304,16 @@ def test_a_policy_can_be_given_later(three_hosts: Cluster, make: Callable[..., V
     os.kill(vm.status().pid, signal.SIGKILL)
     wait_until(is_back(three_hosts, "late", 1))
     answers(three_hosts, "late")
+
+
+def test_what_a_hang_is_can_be_changed(three_hosts: Cluster, make: Callable[..., VmHandle]) -> None:
+    """The echo guest is silent: from now on that is a hang, on another host, too."""
+    vm = make("quiet", heartbeat="1h", on_hang="ignore", host="host-2")
+    vm.migrate("host-3")
+    vm.set_ha(on_hang="stop", heartbeat="1s")
+    wait_until(lambda: vm.status().state is VmState.CRASHED)
+    assert "said nothing for 1 s" in vm.status().reason
+    (hung,) = [e for e in three_hosts.events() if e.kind == "vm_hung" and e.vm == "quiet"]
+    assert hung.data["action"] == "stop"
+    policy = three_hosts.policy("quiet")
+    assert (policy.on_hang, policy.heartbeat_s) == ("stop", 1.0)

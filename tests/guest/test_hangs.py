@@ -94,6 +94,24 @@ def test_silence_is_a_hang() -> None:
         vm.close()
 
 
+def test_a_heartbeat_can_be_wanted_later_and_no_longer() -> None:
+    vm = vm_of(SAY.format(letter="a") + HANG, HangAction.RESET, heartbeat_s=0.3)
+    machine = vm.machine
+    try:
+        vm.start()
+        wait_for(vm, "aa")
+        vm.call(lambda: machine.set_heartbeat(0.0))
+        hangs = machine.hangs
+        assert vm.wait(1.0) is None
+        assert machine.hangs == hangs
+        machine.hang_action = HangAction.STOP
+        vm.call(lambda: machine.set_heartbeat(0.2))
+        assert vm.wait(PATIENCE_S) is PowerState.CRASHED
+        assert machine.crash_reason == "the guest hung: its console said nothing for 0.2 s"
+    finally:
+        vm.close()
+
+
 def test_a_guest_that_talks_lives() -> None:
     talk = "again:\n" + SAY.format(letter="a") + "mov ecx, 2000000\nspin: loop spin\njmp again"
     vm = vm_of(talk, HangAction.STOP, heartbeat_s=1.0)
