@@ -150,10 +150,15 @@ def figures(prometheus: PrometheusServer, pids: list[int]) -> list[tuple[str, fl
             sum(map(resident_bytes, pids)) / 2**30,
         ),
         (
-            "CPU time of VMs' processes, s",
-            value(prometheus, "sum(rayvisor_vm_process_cpu_seconds_total)"),
+            # Processes for direct execution come and go, and /proc forgets those that are gone.
+            "CPU time of VMs' processes less direct execution, s",
+            value(
+                prometheus,
+                "sum(rayvisor_vm_process_cpu_seconds_total)"
+                ' - sum(rayvisor_vm_vcpu_seconds_total{kind="native"})',
+            ),
             nan,
-            sum(cpus_s(pids)),
+            sum(map(cpu_of, pids)),
         ),
     ]
 
@@ -245,8 +250,7 @@ def _finish(
                 "CPU: user and system time of the VMs' processes, telling of statistics included",
                 "consoles: from typing `echo $((40 + 2))` to its answer, one after another",
                 "asked at the same moment: by one program, whose own work is in it",
-                "an idle guest wakes 37 times a second, as Linux has the 8254 count 27 ms at most",
-                "0.3 % of a core a VM is Ray's: an actor looks for signals 100 times a second",
+                "of a VM's CPU most is Ray's: an actor looks for signals 100 times a second",
                 "no peer: QEMU has no cluster; bench/idle.py and bench/memory.py compare one guest",
             ),
             samples={
