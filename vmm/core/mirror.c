@@ -13,7 +13,10 @@
 
 #define PAGE 4096u
 #define TABLE_BYTES ((uint64_t)512 * PAGE)
-#define AROUND 16u /* pages mapped along with the one that was touched */
+/* Pages mapped along with the first one that is touched under a page table; twice as many with the
+ * next one there, up to all of them. */
+#define AROUND 16u
+#define MOST_DOUBLINGS 5u
 /* Where Linux lets nobody without privilege map (vm.mmap_min_addr). */
 #define LOWEST 0x10000u
 /* In bits of an entry that processors ignore: how the page is mapped in the stub. */
@@ -339,8 +342,10 @@ static bool note(struct rv_mirror *m, struct rv_mirror_table *t, unsigned i, boo
 static int map_around(struct rv_mirror *m, struct rv_mirror_table *t, unsigned touched,
                       const struct rv_walk *w, bool write)
 {
-    unsigned around = t->large ? 512 : AROUND, first = touched / around * around;
+    unsigned doublings = t->large || t->touches > MOST_DOUBLINGS ? MOST_DOUBLINGS : t->touches;
+    unsigned around = AROUND << doublings, first = touched / around * around;
     bool fresh[512] = {false};
+    t->touches++;
     uint64_t above = PTE_W, nx = 0;
     for (int i = 0; i < t->levels; i++) {
         above &= t->value[i];

@@ -32,6 +32,7 @@ struct rv_mirror_table {
     int levels;                 /* of `value` */
     uint64_t seen;              /* the watch's time when it was true */
     unsigned mapped;
+    unsigned touches;           /* traps that pages were mapped for: the more, the wider around */
     uint64_t copy[512]; /* the entries as they were, with MIRROR_*; 0: not mapped */
 };
 

@@ -14,7 +14,7 @@ uint64_t cpu_sha256(unsigned scale) {
                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     for (unsigned i = 0; i < 64; i++)
         k[i] = (uint32_t)(fabs(sin(i + 1)) * 4294967296.0);
-    for (unsigned block = 0; block < 400000 / scale; block++) {
+    for (unsigned block = 0; block < 1600000 / scale; block++) {
         uint32_t w[64], v[8];
         for (unsigned i = 0; i < 16; i++)
             w[i] = h[i & 7] + i + block;
@@ -40,15 +40,19 @@ uint64_t cpu_sha256(unsigned scale) {
 }
 
 uint64_t cpu_sieve(unsigned scale) {
+    enum { SIEVES = 8 };
     size_t limit = 20000000 / scale;
     uint64_t count = 0;
-    uint8_t *composite = calloc(limit + 1, 1);
-    for (size_t i = 2; i <= limit; i++) {
-        if (composite[i])
-            continue;
-        count++;
-        for (size_t j = i * i; j <= limit; j += i)
-            composite[j] = 1;
+    uint8_t *composite = malloc(limit + 1);
+    for (unsigned times = 0; times < SIEVES; times++) {
+        memset(composite, 0, limit + 1);
+        for (size_t i = 2; i <= limit; i++) {
+            if (composite[i])
+                continue;
+            count++;
+            for (size_t j = i * i; j <= limit; j += i)
+                composite[j] = 1;
+        }
     }
     free(composite);
     return count;
@@ -60,7 +64,7 @@ static int compare(const void *a, const void *b) {
 }
 
 uint64_t cpu_quicksort(unsigned scale) {
-    size_t count = 2000000 / scale;
+    size_t count = 6000000 / scale;
     uint32_t *numbers = malloc(count * sizeof *numbers), x = 12345;
     for (size_t i = 0; i < count; i++)
         numbers[i] = x = x * 1664525 + 1013904223;
@@ -78,7 +82,7 @@ uint64_t cpu_interpreter(unsigned scale) {
     uint64_t a = 1, b = 2, sum = 0;
     for (unsigned i = 0; i < sizeof code; i++)
         code[i] = (uint8_t)((i * 7 + i / 5) % 8);
-    for (uint64_t n = 0; n < 100000000 / scale; n++) {
+    for (uint64_t n = 0; n < 500000000 / scale; n++) {
         switch (code[n & 255]) {
         case 0: a += b; break;
         case 1: b ^= a; break;
@@ -103,7 +107,7 @@ uint64_t cpu_nbody(unsigned scale) {
             v[i][d] = (d - 1) * 0.1 * i;
         }
     }
-    for (unsigned step = 0; step < 2000000 / scale; step++) {
+    for (unsigned step = 0; step < 14000000 / scale; step++) {
         for (int i = 0; i < BODIES; i++)
             for (int j = i + 1; j < BODIES; j++) {
                 double d[3], square = 0.01;
@@ -134,7 +138,7 @@ uint64_t cpu_matmul(unsigned scale) {
             a[i][j] = i - j;
             b[i][j] = i * 0.5 + j;
         }
-    for (unsigned times = 0; times < (32 + scale - 1) / scale; times++)
+    for (unsigned times = 0; times < (224 + scale - 1) / scale; times++)
         for (int i = 0; i < N; i++)
             for (int k = 0; k < N; k++)
                 for (int j = 0; j < N; j++)
@@ -150,7 +154,7 @@ uint64_t cpu_chase(unsigned scale) {
     for (size_t i = 0; i < count; i++)
         next[i] = (uint32_t)((i * 16777213u + 8388617u) % count);
     uint64_t sum = 0;
-    for (unsigned i = 0; i < 4000000 / scale; i++) {
+    for (unsigned i = 0; i < 8000000 / scale; i++) {
         at = next[at];
         sum += at;
     }
@@ -162,7 +166,7 @@ uint64_t cpu_copy(unsigned scale) {
     size_t count = 64u << 20;
     uint8_t *from = malloc(count), *to = malloc(count);
     memset(from, 7, count);
-    for (unsigned i = 0; i < (20 + scale - 1) / scale; i++) {
+    for (unsigned i = 0; i < (80 + scale - 1) / scale; i++) {
         from[i] = (uint8_t)i;
         memcpy(to, from, count);
         __asm__ volatile("" : : "r"(to) : "memory");
