@@ -13,6 +13,7 @@ NAMES: Final = (
     "console",
     "stop",
     "memory",
+    "stub_memory",
     "direct",
     "storm",
     "scrape",
