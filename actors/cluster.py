@@ -13,6 +13,7 @@ from rayvisor.actors.directory import Directory
 from rayvisor.actors.events import EventLog
 from rayvisor.actors.ft_keeper import FtKeeper
 from rayvisor.actors.guardian import Guardian
+from rayvisor.actors.jobs import JobWatch, ended_jobs
 from rayvisor.actors.moves import Mover
 from rayvisor.actors.names import CLUSTER_ACTOR, MOVE_GROUP, NAMESPACE
 from rayvisor.actors.store import RayStore
@@ -49,6 +50,7 @@ class ClusterActor:
         self._guardian = Guardian(self._directory, carrier, store, self._events)
         carrier.told = self._guardian.capacity
         self._guardian.start()
+        JobWatch(self._directory, ended_jobs).start()
         services.start(services.CLUSTER, self, RayStore(), services.CLUSTER_ID)
 
     def hosts(self) -> list[HostStatus]:

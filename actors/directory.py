@@ -318,8 +318,8 @@ class Directory(Generic[BootT_contra]):
         """How every VM is, by name."""
         return self._statuses(self._ledger.placements())
 
-    def remove(self, name: str, *, force: bool) -> VmStatus:
-        """End the VM's process and forget it; gives how it was.
+    def remove(self, name: str, *, force: bool, why: str = "") -> VmStatus:
+        """End the VM's process and forget it; gives how it was. `why` is told with it.
 
         Raises:
             UnknownVmError: there is none of that name.
@@ -340,9 +340,8 @@ class Directory(Generic[BootT_contra]):
         self._ledger.release(name, placement.token)
         for spot in placement.spots:
             self._carrier.kill(spot)
-        self._events.write(
-            EventKind.VM_REMOVED, f"VM {name} was removed", vm=name, host=placement.host_name
-        )
+        text = f"VM {name} was removed" + (f": {why}" if why else "")
+        self._events.write(EventKind.VM_REMOVED, text, vm=name, host=placement.host_name)
         return status
 
     def _statuses(self, placements: Sequence[Placement]) -> list[VmStatus]:
@@ -454,4 +453,5 @@ def _describe(
         restart=request.ha.restart.value,
         priority=request.ha.priority,
         restarts=placement.restarts,
+        owner=request.owner,
     )

@@ -43,7 +43,10 @@ class VmState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VmRequest:
-    """A VM to be placed. `host` is a host's name or an unambiguous start of its id, or None."""
+    """A VM to be placed. `host` is a host's name or an unambiguous start of its id, or None.
+
+    `owner` is the Ray job that it ends with, or empty.
+    """
 
     name: str
     memory_bytes: int
@@ -52,6 +55,7 @@ class VmRequest:
     host: str | None = None
     direct: bool = True
     ha: HaPolicy = field(default_factory=HaPolicy)
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +278,8 @@ class VmStatus:
     """Its restart policy."""
     priority: int = 50
     restarts: int = 0
+    owner: str = ""
+    """The Ray job that it ends with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@
     ray job submit --working-dir examples -- python job.py --move -- "sleep 3; uptime"
 
 With --move the VM goes to another host of the cluster while the command runs in it. The job ends
-with the command's exit status. Its VM goes with it, also when the job is stopped.
+with the command's exit status. Its VM goes with it, also when the job is stopped, and even when it
+is killed: `VmSpec(detached=True)` would make one that stays.
 """
 
 from __future__ import annotations

@@ -112,6 +112,8 @@ class VmSpec(BaseModel):
         on_hang: What is done when its watchdog expires or its heartbeat stops: "reset", "stop"
             or "ignore".
         heartbeat: How long its console may be silent before it counts as hung; "0s" for ever.
+        detached: Whether it outlives the Ray job that creates it. VMs of a program that was not
+            submitted to Ray as a job outlive it in any case.
 
     Raises:
         ConfigError: a value that cannot be used, in one line.
@@ -138,6 +140,7 @@ class VmSpec(BaseModel):
     restart_delay: Annotated[str, AfterValidator(_check_delay)] = "1s"
     on_hang: Annotated[HangAction, Field(strict=False)] = HangAction.RESET
     heartbeat: Annotated[str, AfterValidator(_check_heartbeat)] = "0s"
+    detached: bool = False
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic's own signature
         try:

@@ -238,6 +238,7 @@ class Cluster:
             ClusterError: the name is taken, or the cluster cannot be reached.
         """
         from rayvisor.actors.calls import answer, put
+        from rayvisor.actors.jobs import owning_job
         from rayvisor.actors.records import VmRequest
 
         self._call("check_free", spec.name)
@@ -250,6 +251,7 @@ class Cluster:
             host=spec.host,
             direct=spec.direct,
             ha=self._with_boot(spec.ha, source),
+            owner="" if spec.detached else owning_job(),
         )
         call = self._ensure_actor().create.remote(request, [put(source)])
         try:

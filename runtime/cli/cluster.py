@@ -214,6 +214,7 @@ def create(
         restart_delay=restart_delay,
         on_hang=on_hang,
         heartbeat=heartbeat,
+        detached=True,  # this command ends at once
     )
     cluster = _connect()
     if kernel is None:

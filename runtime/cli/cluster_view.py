@@ -87,6 +87,7 @@ def vm_details(vm: VmStatus, report: dict[str, Any] | None) -> RenderableType:
         ("image", vm.image),
         ("restart", f"{vm.restart}, priority {vm.priority}" if vm.restart != "never" else ""),
         ("restarts", str(vm.restarts or "")),
+        ("ends with job", vm.owner),
         ("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(vm.created_unix_s))),
         ("uptime", format_duration(vm.uptime_s)),
     ]

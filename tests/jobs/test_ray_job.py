@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -120,6 +121,42 @@ def test_job_that_is_stopped_takes_its_vm_along(cluster: Cluster) -> None:
     assert ray_job("stop", name).returncode == 0
     wait_for(cluster, name, vms=0)
     assert "STOPPED" in ray_job("status", name).stdout.upper()
+
+
+OWNERS = """
+import os
+from rayvisor import Cluster, VmSpec
+with Cluster.connect() as cluster:
+    cluster.create(VmSpec(name="owned", memory="64M"))
+    cluster.create(VmSpec(name="kept", memory="64M", detached=True))
+    print("pid", os.getpid(), flush=True)
+    os.system("sleep 1000")
+"""
+
+
+def test_job_that_is_killed_takes_its_vm_along(cluster: Cluster, tmp_path: Path) -> None:
+    """SIGKILL leaves its program no word to say; a VM that is detached stays."""
+    (tmp_path / "owners.py").write_text(OWNERS)
+    name = "killed"
+    begun = ray_job(
+        *("submit", "--no-wait", "--submission-id", name, "--working-dir", str(tmp_path)),
+        *("--", "python", "owners.py"),
+    )
+    assert begun.returncode == 0, begun.stdout
+    wait_for(cluster, name, vms=2)
+    said: re.Match[str] | None = None
+    deadline_s = time.monotonic() + 60
+    while said is None and time.monotonic() < deadline_s:
+        said = re.search(r"pid (\d+)", ray_job("logs", name).stdout)
+    assert said, ray_job("logs", name).stdout
+    owned = cluster.status("owned")
+    assert owned.owner
+    os.kill(int(said[1]), signal.SIGKILL)
+    wait_for(cluster, name, vms=1)
+    assert [vm.name for vm in cluster.vms()] == ["kept"]
+    removed = [event.text for event in cluster.events() if event.kind == "vm_removed"]
+    assert removed[-1] == f"VM owned was removed: the job {owned.owner} that made it has ended"
+    cluster.remove("kept", force=True)
 
 
 def wait_for(cluster: Cluster, job: str, *, vms: int) -> None:
