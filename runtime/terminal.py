@@ -31,6 +31,7 @@ ESCAPE = b"\x1d"  # ctrl-]
 READ_BYTES = 4096
 JOIN_S = 10.0
 READY_POLL_S = 0.05
+READY_LOOKS = 2
 READY_PATIENCE_S = 10.0
 LEAVE_SCREEN = b"\x1b[0m\x1b[?25h\r\n"  # plain letters, cursor shown, a line of its own
 GUARD_SCRIPT = 'read -r line || exec stty "$1" <&1'
@@ -177,7 +178,12 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _await_ready(pump: _OutputPump, signals: _Signals, ready: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + READY_PATIENCE_S
-    while not ready() and time.monotonic() < deadline_s:
+    # Twice in a row: a driver that tests whether the port is one looks ready for some microseconds.
+    looks = 0
+    while time.monotonic() < deadline_s:
+        looks = looks + 1 if ready() else 0
+        if looks == READY_LOOKS:
+            return
         woken, _, _ = select.select([pump.done_fd, signals.fd], [], [], READY_POLL_S)
         if signals.fd in woken:
             signals.check()
