@@ -40,6 +40,8 @@ from rayvisor.runtime.protecting import wait_until_protected
 from rayvisor.vmm.errors import RayvisorError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rayvisor.actors.events import Event
     from rayvisor.actors.records import Placement, Spot
     from rayvisor.runtime.api import VmSpec
@@ -65,6 +67,7 @@ FAILOVERS = frozenset(
         "primary frozen",
         "primary and cluster actor killed",
         "host of the primary killed",
+        "primary cut off",
     }
 )
 
@@ -269,7 +272,11 @@ def chaos(
     Raises:
         SoakError: something is wrong; says after which failure.
     """
-    run = Chaos(cluster, spec, tally, megabytes, seed)
+    see_through(Chaos(cluster, spec, tally, megabytes, seed), failures, seed)
+
+
+def see_through(run: Chaos, failures: int, seed: int) -> None:
+    """Let `failures` things happen; see `chaos`."""
     for number in range(failures):
         try:
             kind = run.strike()
@@ -282,26 +289,28 @@ def chaos(
             print(text, file=sys.stderr, flush=True)
     run.witness.wait_for(run.witness.lines + LINES_BETWEEN)
     run.end()
-    tally.seeds.append(seed)
+    run.tally.seeds.append(seed)
 
 
-def report(tally: Tally, arguments: argparse.Namespace) -> Report:
+def report(
+    tally: Tally, hosts: str, *, name: str, title: str, kinds: Iterable[str] = WEIGHTS
+) -> Report:
     """The table."""
     rows: list[tuple[Any, ...]] = []
-    for kind in WEIGHTS:
+    for kind in kinds:
         took = tally.failovers_s.get(kind, [])
-        figures = (median(took), percentile(took, 95), max(took)) if took else (None,) * 3
-        rows.append((kind, tally.done.get(kind, 0), *figures))
-    crashed = [s for k, v in tally.failovers_s.items() if k != "primary frozen" for s in v]
+        found = (median(took), percentile(took, 95), max(took)) if took else (None,) * 3
+        rows.append((kind, tally.done.get(kind, 0), *found))
+    killed = [s for k, v in tally.failovers_s.items() if "killed" in k for s in v]
     every = [s for v in tally.failovers_s.values() for s in v]
+    figures = (("failover after a kill", killed), ("failover, all kinds", every))
     return Report(
-        name="chaos_ft",
-        title="A fault tolerant guest whose hosts fail at random",
+        name=name,
+        title=title,
         columns=("failure", "times", "failover, s (median)", "95 %", "worst"),
         rows=tuple(rows),
         verdicts=(
-            verdict("failover after a kill, median", median(crashed), LIMIT_S, " s"),
-            verdict("failover, all kinds, median", median(every), LIMIT_S, " s"),
+            *(verdict(f"{what}, median", median(s), LIMIT_S, " s") for what, s in figures if s),
             f"{sum(tally.done.values())} failures, {tally.lines} lines of the guest",
             "no byte lost, repeated or disowned by a survivor, no page and no clock wrong",
         ),
@@ -311,7 +320,7 @@ def report(tally: Tally, arguments: argparse.Namespace) -> Report:
             f"protected again after {median(tally.protected_again_s):.2f} s (median)",
             f"{tally.false_alarms} failovers that nobody caused (a busy machine's silences)",
             f"longest gap that the guest saw: {tally.longest_gap_s:.2f} s",
-            f"{arguments.hosts} hosts on this machine; seeds {', '.join(map(str, tally.seeds))}",
+            f"{hosts}; seeds {', '.join(map(str, tally.seeds))}",
         ),
         samples={"tally": [json.dumps(asdict(tally))]},  # type: ignore[list-item]
     )
@@ -356,7 +365,9 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(asdict(tally)))
     else:
-        finish(report(tally, arguments))
+        title = "A fault tolerant guest whose hosts fail at random"
+        hosts = f"{arguments.hosts} hosts on this machine"
+        finish(report(tally, hosts, name="chaos_ft", title=title))
     return 0
 
 
