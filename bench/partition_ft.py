@@ -188,6 +188,7 @@ def outside(words: list[str]) -> int:
             net.build()
             for host in range(1, HOSTS + 1):
                 start_node(net, host, folder, environment)
+            signal.signal(signal.SIGINT, lambda *_: None)  # ctrl-C is for the one inside
             again = [sys.executable, "-m", "bench.partition_ft", *words]
             return subprocess.run(
                 ["ip", "netns", "exec", net.of(1), *again], env=environment, check=False
