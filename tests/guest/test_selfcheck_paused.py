@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.guest, pytest.mark.network]
 
-TIMER_VECTOR = 0x30
-"""Where Linux puts IRQ 0 of the 8259A."""
+TIMER_VECTOR = 0xEC
+"""Where Linux puts the interrupt of the local APIC's timer."""
 
 
 def test_survives_pauses_and_a_busy_clock(selfcheck: Selfcheck) -> None:
