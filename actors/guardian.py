@@ -27,6 +27,7 @@ from rayvisor.actors.availability import (
 )
 from rayvisor.actors.bootstore import BootStore
 from rayvisor.actors.ledger import StaleTokenError, read_end
+from rayvisor.actors.looking import keep_looking
 from rayvisor.actors.placing import choose_host, footprint_bytes
 from rayvisor.actors.policy import is_ours
 from rayvisor.actors.turns import Turns
@@ -142,7 +143,7 @@ class Guardian(Generic[BootT]):
 
     def start(self) -> None:
         """Watch, on a thread of its own."""
-        threading.Thread(target=self._run, name="guardian", daemon=True).start()
+        keep_looking("guardian", self.look, LOOK_EVERY_S)
 
     def look(self) -> None:
         """Look once, and do what follows."""
@@ -197,14 +198,6 @@ class Guardian(Generic[BootT]):
                 leases={name: state.value for name, (state, _) in hosts.items()},
                 lease_age_s={name: silent_s for name, (_, silent_s) in hosts.items()},
             )
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.look()
-            except Exception:  # noqa: BLE001 - Ray's, while it is not whole: the next look may see
-                _log.exception("the cluster cannot be watched now")
-            time.sleep(LOOK_EVERY_S)
 
     def _see(self, now_s: float) -> World:
         placements = self._ledger.placements()

@@ -8,23 +8,19 @@ again, and its VMs wait for it.
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
 from ray._private import state as ray_state
 from ray._private.worker import global_worker
 
+from rayvisor.actors.looking import keep_looking
 from rayvisor.vmm.errors import UnknownVmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayvisor.actors.directory import Directory
-
-_log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
 _SUBMISSION: Final = "job_submission_id"
@@ -57,7 +53,7 @@ class JobWatch:
 
     def start(self) -> None:
         """Watch, on a thread of its own."""
-        threading.Thread(target=self._run, name="jobs", daemon=True).start()
+        keep_looking("jobs", self.look, LOOK_EVERY_S)
 
     def look(self) -> None:
         """Look once. A VM that is being created is left until it is there."""
@@ -76,11 +72,3 @@ class JobWatch:
                 )
             except UnknownVmError:
                 continue  # it was removed this moment
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.look()
-            except Exception:  # noqa: BLE001 - Ray's, while it is not whole: the next look may see
-                _log.exception("jobs cannot be watched now")
-            time.sleep(LOOK_EVERY_S)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 KernelFormat = Literal["auto", "linux", "elf", "multiboot", "flat"]
 
-
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 
 

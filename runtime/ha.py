@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from rayvisor.actors.policy import MAX_DELAY_S, MAX_PRIORITY, HaPolicy, Restart
 from rayvisor.runtime.units import parse_seconds
 from rayvisor.vmm.errors import ConfigError
 from rayvisor.vmm.spec import HangAction
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 MIN_HEARTBEAT_S = 1.0
 MAX_HEARTBEAT_S = 86400.0
@@ -30,25 +33,24 @@ def changed(
     """
     values: dict[str, Any] = {}
     if restart is not None:
-        try:
-            values["restart"] = Restart(restart)
-        except ValueError:
-            known = ", ".join(Restart)
-            raise ConfigError(f"restart policy {restart!r}: give one of {known}") from None
+        values["restart"] = _one_of(Restart, restart, "restart policy")
     if priority is not None:
         check_priority(priority)
         values["priority"] = priority
     if delay is not None:
         values["delay_s"] = check_delay(delay)
     if on_hang is not None:
-        try:
-            values["on_hang"] = HangAction(on_hang)
-        except ValueError:
-            known = ", ".join(HangAction)
-            raise ConfigError(f"on_hang {on_hang!r}: give one of {known}") from None
+        values["on_hang"] = _one_of(HangAction, on_hang, "on_hang")
     if heartbeat is not None:
         values["heartbeat_s"] = check_heartbeat(heartbeat)
     return dataclasses.replace(policy, **values)
+
+
+def _one_of(kind: type[Choice], text: str, what: str) -> Choice:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{what} {text!r}: give one of {', '.join(kind)}") from None
 
 
 def check_priority(priority: int) -> None:

@@ -59,7 +59,7 @@ def ha(
     """
     from rayvisor.runtime.cluster import Cluster
 
-    asked = {
+    asked: dict[str, Any] = {
         "restart": restart,
         "priority": priority,
         "delay": delay,
@@ -74,13 +74,7 @@ def ha(
         raise ConfigError(f"say what is to be changed of {name}: {options}")
     cluster = Cluster.connect()
     if name is not None:
-        cluster.vm(name).set_ha(
-            restart=restart,
-            priority=priority,
-            delay=delay,
-            on_hang=on_hang,
-            heartbeat=heartbeat,
-        )
+        cluster.vm(name).set_ha(**asked)
     if reserve is not None:
         cluster.set_reserve(reserve)
     stats, hosts, vms = cluster.ha_stats(), cluster.hosts(), cluster.vms()

@@ -6,7 +6,7 @@ import pytest
 
 from rayvisor.vmm.machine import PowerState
 from tests.support.flat import long_mode, missing_tools, protected
-from tests.support.machines import flat_vm, run_flat
+from tests.support.machines import exits_with, flat_vm
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
@@ -34,11 +34,6 @@ _SET_DEADLINE = """
 
 def _long(body: str) -> bytes:
     return long_mode(f"{_MACROS}\n{body}")
-
-
-def _exits_with(guest: bytes, status: int) -> None:
-    ended = run_flat(guest)
-    assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
 
 
 def test_a_deadline_wakes_a_halted_guest_and_never_early() -> None:
@@ -71,13 +66,13 @@ handler:
     apic_write 0xB0, 0
     iretq
     """)
-    _exits_with(guest, 50)
+    exits_with(guest, 50)
 
 
 def test_a_deadline_stops_a_guest_that_computes() -> None:
     setting = _SET_DEADLINE.format(after=3_000_000)
     guest = _long(f"{_DEADLINE_TIMER}{setting}\nsti\njmp $\nhandler: exit 5")
-    _exits_with(guest, 5)
+    exits_with(guest, 5)
 
 
 def test_a_deadline_in_the_past_interrupts_at_once() -> None:
@@ -90,7 +85,7 @@ def test_a_deadline_in_the_past_interrupts_at_once() -> None:
     jmp $
 handler: exit 6
     """)
-    _exits_with(guest, 6)
+    exits_with(guest, 6)
 
 
 def test_a_message_to_itself_is_taken_behind_sti() -> None:
@@ -105,7 +100,7 @@ def test_a_message_to_itself_is_taken_behind_sti() -> None:
 handler: mov eax, ebx
     exit_al
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 def test_cr8_holds_interrupts_back_and_reads_as_written() -> None:
@@ -133,25 +128,22 @@ def test_cr8_holds_interrupts_back_and_reads_as_written() -> None:
 handler: mov eax, ebx
     exit_al
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 @pytest.mark.parametrize(
-    "code",
-    ["mov eax, 0xFEE00D00\nwrmsr_eax 0x1B", "mov eax, 0x10\nmov cr8, rax"],
+    ("value", "instruction"),
+    [(0xFEE00D00, "wrmsr"), (0x10, "mov cr8, rax")],
     ids=["APIC base: x2APIC", "CR8: reserved bit"],
 )
-def test_a_value_that_is_none_is_a_general_protection_fault(code: str) -> None:
+def test_a_value_that_is_none_is_a_general_protection_fault(value: int, instruction: str) -> None:
     """At the instruction itself, with error code 0."""
-    instruction, last = code.rsplit("\n", 1)
     guest = _long(f"""
-    {".macro wrmsr_at index" if "wrmsr" in last else ".macro unused"}
-    .endm
     gate64 13, handler
-    {instruction}
+    mov eax, {value}
     mov ecx, 0x1B
     xor edx, edx
-at: {"wrmsr" if "wrmsr" in last else last}
+at: {instruction}
     jmp $
 handler:
     cmp qword ptr [rsp], 0
@@ -161,7 +153,7 @@ handler:
     jne $
     exit 13
     """)
-    _exits_with(guest, 13)
+    exits_with(guest, 13)
 
 
 def test_the_base_register_tells_of_the_boot_processor() -> None:
@@ -174,7 +166,7 @@ def test_the_base_register_tells_of_the_boot_processor() -> None:
     jnz $
     exit 9
     """)
-    _exits_with(guest, 9)
+    exits_with(guest, 9)
 
 
 def test_accesses_that_are_no_aligned_words_harm_nothing() -> None:
@@ -190,12 +182,12 @@ def test_accesses_that_are_no_aligned_words_harm_nothing() -> None:
     jne $
     exit 8
     """)
-    _exits_with(guest, 8)
+    exits_with(guest, 8)
 
 
 def test_code_in_its_page_ends_nothing_but_the_guest() -> None:
     guest = _long("gate64 6, h\ngate64 13, h\nmov ebx, 0xFEE00F00\njmp rbx\nh: exit 6")
-    _exits_with(guest, 6)
+    exits_with(guest, 6)
 
 
 def test_it_works_for_32_bit_code() -> None:
@@ -208,7 +200,7 @@ def test_it_works_for_32_bit_code() -> None:
     jne $
     exit 7
     """)
-    _exits_with(guest, 7)
+    exits_with(guest, 7)
 
 
 def test_a_reset_leaves_it_as_firmware_does() -> None:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rayvisor.vmm.machine import PowerState
 from tests.support.flat import long_mode, missing_tools
-from tests.support.machines import run_flat
+from tests.support.machines import exits_with
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
-
-
-def _exits_with_one(guest: bytes) -> None:
-    ended = run_flat(guest)
-    assert (ended.power, ended.exit_status) == (PowerState.EXITED, 1), ended
 
 
 def test_two_address_spaces_with_different_code_at_one_address() -> None:
@@ -56,7 +50,7 @@ common:
     add ebp, eax
     ret
     """)
-    _exits_with_one(guest)
+    exits_with(guest, 1)
 
 
 def test_block_in_two_pages_of_which_the_second_changes() -> None:
@@ -93,7 +87,7 @@ def test_block_in_two_pages_of_which_the_second_changes() -> None:
     jne $
     exit 1
     """)
-    _exits_with_one(guest)
+    exits_with(guest, 1)
 
 
 def test_code_that_is_gone_is_a_page_fault_at_the_next_call() -> None:
@@ -130,7 +124,7 @@ handler:
     add qword ptr [rsp + 24], 8
     iretq
     """)
-    _exits_with_one(guest)
+    exits_with(guest, 1)
 
 
 def test_code_written_through_another_mapping_is_new_at_the_next_call() -> None:
@@ -153,7 +147,7 @@ def test_code_written_through_another_mapping_is_new_at_the_next_call() -> None:
     jne $
     exit 1
     """)
-    _exits_with_one(guest)
+    exits_with(guest, 1)
 
 
 # 64 pages at 0x40000000 and, by the upper half's only entry, at HIGH: the low word of each is a
@@ -243,7 +237,7 @@ _TOGGLE_PGE = "mov rax, cr4\nxor eax, 0x80\nmov cr4, rax\nxor eax, 0x80\nmov cr4
 def test_pages_whose_translation_was_dropped_are_looked_up_anew(
     drop: str, at: str, flags: int, pages: int
 ) -> None:
-    _exits_with_one(_remapping(drop, at=at, flags=flags, pages=pages))
+    exits_with(_remapping(drop, at=at, flags=flags, pages=pages), 1)
 
 
 def test_a_page_that_is_not_global_any_more_goes_with_the_next_load_of_cr3() -> None:
@@ -269,4 +263,4 @@ def test_a_page_that_is_not_global_any_more_goes_with_the_next_load_of_cr3() -> 
     jne $
     exit 1
     """)
-    _exits_with_one(guest)
+    exits_with(guest, 1)

@@ -6,7 +6,7 @@ import pytest
 
 from rayvisor.vmm.machine import PowerState
 from tests.support.flat import assemble, long_mode, missing_tools, protected, real
-from tests.support.machines import Ended, run_flat
+from tests.support.machines import exits_with, run_flat
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
@@ -72,12 +72,6 @@ def _report(vector: int, code: str, *, error: bool, user: bool = False) -> list[
     ended = run_flat(guest)
     assert (ended.power, ended.exit_status) == (PowerState.EXITED, 0), ended
     return [int(word, 16) for word in ended.output.split()]
-
-
-def _exits_with(guest: bytes, status: int) -> Ended:
-    ended = run_flat(guest)
-    assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
-    return ended
 
 
 @pytest.mark.parametrize(
@@ -184,11 +178,11 @@ def test_ring_3_may_use_the_ports_that_the_tss_grants() -> None:
     guest = long_mode(
         f"{bitmap}\ngate64 13, bad\n{_TO_USER}\nmov al, 21\nout 0xF4, al\njmp $\nbad: exit 1"
     )
-    _exits_with(guest, 21)
+    exits_with(guest, 21)
     guest = long_mode(
         f"{bitmap}\ngate64 13, bad\n{_TO_USER}\nmov al, 21\nout 0xF5, al\njmp $\nbad: exit 1"
     )
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 def test_interrupt_gate_open_to_ring_3_switches_stacks() -> None:
@@ -214,7 +208,7 @@ handler:
     iretq
 1:  exit 5
     """)
-    _exits_with(guest, 5)
+    exits_with(guest, 5)
 
 
 def test_ist_gives_the_stack_of_the_tss() -> None:
@@ -222,7 +216,7 @@ def test_ist_gives_the_stack_of_the_tss() -> None:
         "load_tss64\ngate64 6, handler, 0x8E, 1\nud2\n"
         "handler: cmp rsp, IST_STACK - 40\njne $\nexit 3"
     )
-    _exits_with(guest, 3)
+    exits_with(guest, 3)
 
 
 def test_double_fault_when_a_fault_cannot_be_delivered() -> None:
@@ -231,7 +225,7 @@ def test_double_fault_when_a_fault_cannot_be_delivered() -> None:
         "invlpg [0x40000000]\nmov al, [0x40000000]\njmp $\n"
         "handler: pop rax\ntest eax, eax\njnz $\nexit 8"
     )
-    _exits_with(guest, 8)
+    exits_with(guest, 8)
 
 
 def test_double_fault_when_the_stack_is_gone() -> None:
@@ -240,7 +234,7 @@ def test_double_fault_when_the_stack_is_gone() -> None:
         "mov rsp, 0x40001000\nmov al, [0x40000000]\njmp $\npage_fault: exit 1\n"
         "handler: mov rax, cr2\ncmp eax, 0x40000FF8\njne $\nexit 8"
     )
-    _exits_with(guest, 8)
+    exits_with(guest, 8)
 
 
 def test_single_step_counts_instructions() -> None:
@@ -271,7 +265,7 @@ step:
     iretq
     """
     )
-    _exits_with(guest, 9)
+    exits_with(guest, 9)
 
 
 def test_sysenter_and_sysexit_of_32_bit_code() -> None:
@@ -324,7 +318,7 @@ entry:
     sysexit
 1:  exit 6
     """)
-    _exits_with(guest, 6)
+    exits_with(guest, 6)
 
 
 def test_syscall_and_sysret_of_64_bit_code() -> None:
@@ -375,7 +369,7 @@ entry:
 1:  exit 7
     """
     )
-    _exits_with(guest, 7)
+    exits_with(guest, 7)
 
 
 def test_real_mode_interrupt() -> None:
@@ -393,7 +387,7 @@ handler:
     pop bp
     iret
     """)
-    _exits_with(guest, 11)
+    exits_with(guest, 11)
 
 
 def test_16_bit_protected_mode_and_back_to_real_mode() -> None:
@@ -423,4 +417,4 @@ def test_16_bit_protected_mode_and_back_to_real_mode() -> None:
     exit_al
     tables
     """)
-    _exits_with(guest, 0x42)
+    exits_with(guest, 0x42)

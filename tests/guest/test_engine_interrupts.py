@@ -6,7 +6,7 @@ import pytest
 
 from rayvisor.vmm.machine import PowerState
 from tests.support.flat import long_mode, missing_tools, protected, real
-from tests.support.machines import Ended, expect, flat_vm, run_flat
+from tests.support.machines import exits_with, expect, flat_vm, run_flat
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
@@ -20,12 +20,6 @@ _UNTIL_PENDING = """
     test al, 1
     jz 9b
 """
-
-
-def _exits_with(guest: bytes, status: int) -> Ended:
-    ended = run_flat(guest)
-    assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
-    return ended
 
 
 def test_hlt_wakes_at_the_interrupt_and_goes_on_behind_it() -> None:
@@ -46,7 +40,7 @@ handler:
     jne $
     iretq
     """)
-    _exits_with(guest, 3)
+    exits_with(guest, 3)
 
 
 def test_sti_hlt_never_misses_a_pending_interrupt() -> None:
@@ -69,7 +63,7 @@ handler:
     eoi
     iretq
     """)
-    _exits_with(guest, 200)
+    exits_with(guest, 200)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +88,7 @@ handler:
     mov eax, ebx
     exit_al
     """)
-    _exits_with(guest, passed)
+    exits_with(guest, passed)
 
 
 def test_masked_interrupt_waits_in_the_chip() -> None:
@@ -117,7 +111,7 @@ handler:
     eoi
     iretq
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 def test_timer_of_real_mode_code() -> None:
@@ -150,7 +144,7 @@ handler:
     pop ax
     iret
     """)
-    _exits_with(guest, 20)
+    exits_with(guest, 20)
 
 
 def test_ticks_keep_pace_with_the_clock() -> None:
@@ -268,7 +262,7 @@ def test_each_pit_mode_shows_its_output(mode: int, code: str) -> None:
     and al, 0x0E
     exit_al
     """)
-    _exits_with(guest, mode << 1)
+    exits_with(guest, mode << 1)
 
 
 @pytest.mark.parametrize("mode", [2, 3])
@@ -292,7 +286,7 @@ def test_periodic_count_stays_below_its_reload_value(mode: int) -> None:
     jnz 1b
     exit 1
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 def test_uart_echoes_by_interrupts() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rayvisor.vmm.machine import PowerState
 from tests.support.flat import assemble, long_mode, missing_tools, protected, real
-from tests.support.machines import MIB, Ended, expect, flat_vm, run_flat, text_of
+from tests.support.machines import MIB, exits_with, expect, flat_vm, run_flat, text_of
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
@@ -18,12 +18,6 @@ _HOLE = "0x08000000"
 _LOAD_SS = "mov ax, KDATA64\nmov ss, ax"
 
 
-def _exits_with(guest: bytes, status: int) -> Ended:
-    ended = run_flat(guest)
-    assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
-    return ended
-
-
 def _crashes(guest: bytes) -> None:
     ended = run_flat(guest)
     assert (ended.power, ended.crash_reason) == (PowerState.CRASHED, "triple fault"), ended
@@ -31,7 +25,7 @@ def _crashes(guest: bytes) -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 255])
 def test_debug_exit(status: int) -> None:
-    _exits_with(real(f"exit {status}"), status)
+    exits_with(real(f"exit {status}"), status)
 
 
 def test_halt_with_interrupts_off_ends_the_machine() -> None:
@@ -106,7 +100,7 @@ def test_code_in_mmio_is_an_undefined_opcode() -> None:
     guest = long_mode(
         f"gate64 6, handler\nmov ebx, {_NOWHERE}\njmp rbx\nhandler: cmp [rsp], rbx\njne $\nexit 6"
     )
-    _exits_with(guest, 6)
+    exits_with(guest, 6)
 
 
 # --- Memory that is not there -----------------------------------------------------------------
@@ -134,7 +128,7 @@ def test_hole_reads_ones_and_swallows_writes(address: str) -> None:
     jne $
     exit 2
     """)
-    _exits_with(guest, 2)
+    exits_with(guest, 2)
 
 
 def test_access_across_the_end_of_ram() -> None:
@@ -151,7 +145,7 @@ def test_access_across_the_end_of_ram() -> None:
     jne $
     exit 4
     """)
-    _exits_with(guest, 4)
+    exits_with(guest, 4)
 
 
 def test_ports_that_nothing_answers_read_ones() -> None:
@@ -171,7 +165,7 @@ def test_ports_that_nothing_answers_read_ones() -> None:
     jne $
     exit 3
     """)
-    _exits_with(guest, 3)
+    exits_with(guest, 3)
 
 
 # --- Code that changes ------------------------------------------------------------------------
@@ -195,7 +189,7 @@ again:
     jne $
     exit 1
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 def test_store_into_the_running_block_takes_effect_at_once() -> None:
@@ -212,7 +206,7 @@ def test_store_into_the_running_block_takes_effect_at_once() -> None:
     jnz $
     exit 9
     """)
-    _exits_with(guest, 9)
+    exits_with(guest, 9)
 
 
 def test_code_copied_over_other_code() -> None:
@@ -245,7 +239,7 @@ second:
     mov eax, 0x22
     ret
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 def test_remapped_code_page_runs_its_new_content() -> None:
@@ -273,7 +267,7 @@ def test_remapped_code_page_runs_its_new_content() -> None:
     jne $
     exit 1
     """)
-    _exits_with(guest, 1)
+    exits_with(guest, 1)
 
 
 # --- Stopping what does not want to stop --------------------------------------------------------

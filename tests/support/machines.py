@@ -62,6 +62,13 @@ def run_flat(image: bytes, *, memory_bytes: int = 16 * MIB, typed: bytes = b"") 
         return Ended(power, vm.machine.exit_status, vm.machine.crash_reason, output)
 
 
+def exits_with(image: bytes, status: int) -> Ended:
+    """Run a flat image, which must end itself with this exit status."""
+    ended = run_flat(image)
+    assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
+    return ended
+
+
 def text_of(vm: Vm) -> str:
     """All that is kept of a VM's console."""
     _, data = vm.console.read(vm.console.start_offset, max_bytes=1 << 21)

@@ -17,6 +17,12 @@ static uint64_t gpa_of(const void *base, uint64_t offset)
     return (uint64_t)(uintptr_t)base + offset;
 }
 
+/* Registers are words; how any other access ends is the processor's own affair. */
+static bool is_register(const struct rv_vcpu *v, uint64_t gpa, unsigned bytes)
+{
+    return v->chip_page && (gpa & ~(uint64_t)0xfff) == v->chip_page && bytes == 4 && !(gpa & 3);
+}
+
 static uint64_t memory_read(uc_engine *uc, uint64_t offset, unsigned bytes, void *base)
 {
     struct rv_vcpu *v = rv_current;
@@ -24,8 +30,7 @@ static uint64_t memory_read(uc_engine *uc, uint64_t offset, unsigned bytes, void
     (void)uc;
     if (v) {
         rv_census_count(&v->census, RV_MMIO, gpa, rv_linear_rip(v));
-        /* Registers are words; how any other access ends is the processor's own affair. */
-        if (v->chip_page && (gpa & ~(uint64_t)0xfff) == v->chip_page && bytes == 4 && !(gpa & 3))
+        if (is_register(v, gpa, bytes))
             return v->board.memory_in(v->board.opaque, (uint32_t)gpa & 0xfff);
     }
     return bytes >= 8 ? ~(uint64_t)0 : ((uint64_t)1 << (8 * bytes)) - 1;
@@ -39,7 +44,7 @@ static void memory_write(uc_engine *uc, uint64_t offset, unsigned bytes, uint64_
     if (!v)
         return;
     rv_census_count(&v->census, RV_MMIO, gpa, rv_linear_rip(v));
-    if (v->chip_page && (gpa & ~(uint64_t)0xfff) == v->chip_page && bytes == 4 && !(gpa & 3))
+    if (is_register(v, gpa, bytes))
         v->board.memory_out(v->board.opaque, (uint32_t)gpa & 0xfff, (uint32_t)value);
 }
 

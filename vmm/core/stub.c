@@ -27,7 +27,6 @@
 #endif
 
 #define HWCAP2_FSGSBASE_BIT 2u
-#define USER_END 0x7ffffffff000u
 #define GIVE_UP_MS 5000
 
 extern char __ehdr_start[] __attribute__((visibility("hidden")));
@@ -219,7 +218,7 @@ static int clear_space(struct rv_stub *s)
 {
     uint64_t end = s->base + STUB_BYTES;
     s->commands->list[0] = (struct rv_stub_command){SYS_munmap, {0, s->base}, 0};
-    s->commands->list[1] = (struct rv_stub_command){SYS_munmap, {end, USER_END - end}, 0};
+    s->commands->list[1] = (struct rv_stub_command){SYS_munmap, {end, STUB_USER_END - end}, 0};
     s->commands->count = 2;
     return rv_stub_map(s);
 }

@@ -28,6 +28,7 @@
 #define STUB_PAGES 9u
 #define STUB_BYTES (STUB_PAGES * STUB_PAGE)
 #define STUB_SIGNAL_BYTES ((STUB_PAGES - STUB_SIGNALS) * STUB_PAGE)
+#define STUB_USER_END 0x7ffffffff000u /* of what Linux lets a process map */
 
 /* A system call for the mapper. */
 struct rv_stub_command {

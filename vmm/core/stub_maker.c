@@ -26,7 +26,6 @@
 #define NOBODY 65534
 #define SPARE_DESCRIPTOR 100
 #define SA_RESTORER_FLAG 0x04000000
-#define USER_END 0x7ffffffff000u
 
 extern char __ehdr_start[] __attribute__((visibility("hidden")));
 extern char _end[] __attribute__((visibility("hidden")));
@@ -253,7 +252,7 @@ ALONE static void keep_memory(const struct rv_stub_nursery *nursery)
     int first = kept[0][0] > kept[1][0];
     CALL2(SYS_munmap, 0, kept[first][0]);
     CALL2(SYS_munmap, kept[first][1], kept[!first][0] - kept[first][1]);
-    CALL2(SYS_munmap, kept[!first][1], USER_END - kept[!first][1]);
+    CALL2(SYS_munmap, kept[!first][1], STUB_USER_END - kept[!first][1]);
 }
 
 /* The maker's whole life. Signals are blocked. */
