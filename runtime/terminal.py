@@ -97,7 +97,8 @@ def attach(
     signals = _Signals()
     with signals.caught(), _raw(0) if interactive else contextlib.nullcontext():
         try:
-            pump.start()
+            with _uninterrupted():
+                pump.start()
             if not interactive:
                 escape = b""
                 _await_ready(pump, signals, ready)
@@ -285,6 +286,27 @@ def _guard(fd: int) -> Iterator[None]:
         os.write(write_fd, b"\n")
         os.close(write_fd)
         guard.wait()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Inside, ctrl-C waits: KeyboardInterrupt within `Thread.start` leaves its lock in disorder."""
+    if not _on_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    noted = False
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal noted
+        noted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _on_main_thread() -> bool:

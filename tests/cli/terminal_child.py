@@ -1,11 +1,14 @@
 """A process that attaches its standard streams to an echoing guest. Its words go to a file.
 
-Usage: terminal_child.py LOG [eof-ends] [bad-read] [late]. The guest answers <x> to x, and ends at
-q; with "late" it listens only when it has been asked three times.
+Usage: terminal_child.py LOG [eof-ends] [bad-read] [late] [interrupt]. The guest answers <x> to x,
+and ends at q; with "late" it listens only when it has been asked three times; with "interrupt"
+ctrl-C comes while the thread of its output is being started.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -51,7 +54,26 @@ class Guest:
             return offset, self.output[offset:]
 
 
+def interrupt_starts() -> None:
+    """Let ctrl-C come in the middle of `Thread.start`."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        wait = thread._started.wait  # type: ignore[attr-defined]
+
+        def signalled(timeout: float | None = None) -> bool:
+            os.kill(os.getpid(), signal.SIGINT)
+            return bool(wait(timeout))
+
+        thread._started.wait = signalled  # type: ignore[attr-defined]
+        start(thread)
+
+    threading.Thread.start = interrupted  # type: ignore[method-assign, assignment]
+
+
 def main() -> None:
+    if "interrupt" in sys.argv:
+        interrupt_starts()
     guest = Guest()
     log = Path(sys.argv[1])
     try:

@@ -123,6 +123,13 @@ def test_signals_put_the_terminal_back(tmp_path: Path, number: signal.Signals) -
         assert status in {128 + number, -number}
 
 
+def test_ctrl_c_at_the_very_beginning_is_ctrl_c(tmp_path: Path) -> None:
+    with terminal(tmp_path / "log", "interrupt") as tty:
+        assert tty.process.wait(PATIENCE_S) in {128 + signal.SIGINT, -signal.SIGINT}
+        assert tty.modes() == tty.before
+        assert tty.log.read_text() == "KeyboardInterrupt "
+
+
 def test_a_sudden_death_puts_the_terminal_back(tmp_path: Path) -> None:
     with terminal(tmp_path / "log") as tty:
         tty.read_until(b"ready")
