@@ -20,7 +20,7 @@ from rayvisor.actors.errors import ActorGoneError
 from rayvisor.actors.events import EventKind
 from rayvisor.actors.ft_record import StoreCell
 from rayvisor.actors.placing import choose_host, named
-from rayvisor.actors.records import FtStatus, Pair, Protection, Spot
+from rayvisor.actors.records import PROTECTED, FtStatus, Pair, Protection, Spot
 from rayvisor.migration.ft_protocol import Verdict
 from rayvisor.vmm.errors import (
     ClusterError,
@@ -212,7 +212,8 @@ class FtKeeper:
             state = "protected" if ft.pair.ready else "seeding"
             with contextlib.suppress(RayvisorError):
                 pair_id, stats = self._carrier.ft_pair(placement.spot)
-                if pair_id == ft.pair.id:
+                # A primary that is protected is so once the record knows: by it others go on.
+                if pair_id == ft.pair.id and (ft.pair.ready or stats.state not in PROTECTED):
                     state = stats.state
         return FtStatus(
             name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rayvisor.actors.policy import HaPolicy
 from rayvisor.vmm.errors import MigrationError
@@ -280,6 +280,10 @@ class VmStatus:
     restarts: int = 0
     owner: str = ""
     """The Ray job that it ends with."""
+
+
+PROTECTED: Final = frozenset({"protected", "lagging"})
+"""The states of `FtStatus` in which a secondary would go on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from rayvisor.actors.records import PROTECTED
 from rayvisor.runtime.units import parse_seconds
 from rayvisor.vmm.errors import MigrationError
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 FAILOVER_S: Final = 20.0
 LOOK_EVERY_S: Final = 0.05
-PROTECTED: Final = frozenset({"protected", "lagging"})
 
 
 class Protecting(Protocol):

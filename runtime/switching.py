@@ -10,8 +10,9 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rayvisor.actors.placing import named
+from rayvisor.actors.records import PROTECTED
 from rayvisor.migration.report import MigrationReport
-from rayvisor.runtime.protecting import FAILOVER_S, PROTECTED, wait_until_protected
+from rayvisor.runtime.protecting import FAILOVER_S, wait_until_protected
 from rayvisor.vmm.errors import MigrationError, PlacementError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -172,6 +172,21 @@ def test_a_vm_gets_a_secondary_on_another_host(cluster: Cluster, world: World) -
     assert (status.state, status.secondary) == ("protected", pair.secondary.host_name)
     assert cluster.keeper.statuses() == [status]
     assert EventKind.FT_ENABLED in cluster.kinds()
+
+
+def test_it_is_protected_when_the_record_says_so_and_not_before(cluster: Cluster) -> None:
+    """By the record hosts and clients go on: the primary knows it some milliseconds earlier."""
+    pair = cluster.protected()
+    cluster.keeper.stop()
+
+    def unready(placement: Placement) -> Placement:
+        assert placement.ft is not None
+        return replace(placement, ft=replace(placement.ft, pair=replace(pair, ready=False)))
+
+    cluster.directory.ledger.edit("web", unready)
+    assert cluster.keeper.status("web").state == "seeding"
+    cluster.keeper.changed("web", pair.id, "protected", "")
+    assert cluster.keeper.status("web").state == "protected"
 
 
 def test_the_cell_is_the_record_for_every_reader_at_once(cluster: Cluster) -> None:
