@@ -260,6 +260,9 @@ static int prove_execution(struct probe *p)
     void *tcg = RV_AT(p->uc, UC_TCG, void *);
     if (!readable(tcg, TCG_CODE_NEXT + 8))
         return fail(p, "its code buffer");
+    int32_t fixed = RV_AT(tcg, TCG_GLOBALS, int32_t), used = RV_AT(tcg, TCG_TEMPORARIES, int32_t);
+    if (fixed <= 0 || used < fixed || used > TCG_MOST_TEMPORARIES)
+        return fail(p, "its count of temporaries");
     char *buffer = RV_AT(tcg, TCG_CODE_BUFFER, char *), *next = RV_AT(tcg, TCG_CODE_NEXT, char *);
     size_t bytes = RV_AT(tcg, TCG_CODE_BUFFER_BYTES, size_t);
     if (next <= buffer || next >= buffer + bytes || bytes > PROOF_CODE_BYTES ||

@@ -22,7 +22,11 @@
 #define UC_TCG 768             /* TCGContext * */
 #define UC_NO_EXIT_REQUEST 2034 /* bool: no exit check after each memory access */
 
-/* TCGContext: the buffer of translated code, and where the next block will lie */
+/* TCGContext: how many temporaries the block has that is translated now, or was last; the buffer of
+ * translated code, and where the next block will lie */
+#define TCG_GLOBALS 44 /* int32_t: the first temporaries, which every block has */
+#define TCG_TEMPORARIES 48 /* int32_t */
+#define TCG_MOST_TEMPORARIES 512
 #define TCG_CODE_BUFFER 160
 #define TCG_CODE_BUFFER_BYTES 184
 #define TCG_CODE_NEXT 192
@@ -57,6 +61,11 @@
 #define BLOCK_INVALID 0x40000u
 #define BLOCK_KIND 0xff0effffu /* of its cflags: what is asked for when a block is looked up */
 #define BLOCK_RFLAGS 0x73100u /* the translation depends on: TF IOPL RF VM AC */
+
+/* TranslatorOps: what is called while a block is translated. DisasContextBase: what they share. */
+#define TRANSLATOR_INSTRUCTION 32 /* void (*)(DisasContextBase *, CPUState *) */
+#define TRANSLATOR_BYTES 56
+#define CONTEXT_MOST_INSTRUCTIONS 32 /* int32_t: no more than so many */
 
 /* CPUX86State: while translated code runs, RBP points to it */
 #define ENV_ENGINE -2216 /* CPU_UC, from there */
@@ -225,6 +234,8 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
     RV_INTERPOSED(find_block, "tb_htable_lookup_x86_64", void *,                                   \
                   (void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t cflags))     \
     RV_INTERPOSED(flush_jumps, "tb_flush_jmp_cache_x86_64", void, (void *cpu, uint64_t address))   \
+    RV_INTERPOSED(translate_block, "translator_loop_x86_64", void,                                 \
+                  (const void *steps, void *block, void *cpu, void *made, int instructions))       \
     RV_INTERPOSED(keep_block, "tcg_tb_insert_x86_64", void, (void *tcg, void *block))              \
     RV_INTERPOSED(exit_asked, "helper_check_exit_request_x86_64", void, (void *uc, uint32_t slot)) \
     RV_INTERPOSED(syscall, "helper_syscall_x86_64", void, (void *env, int bytes))                  \
