@@ -74,7 +74,7 @@ def _in_guest(image: Image, program: Path, sections: str) -> str:
         "calls returns bases edges",
         "frames",
         "own-pages holes",
-        "pieces",
+        "pieces crossing",
         "blocked stopped",
         "seccomp clock",
         "sysenter",

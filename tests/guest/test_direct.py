@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rayvisor.runtime.images import ImageStore
+from rayvisor.runtime.images import ImageStore, exec_argument
 from rayvisor.vmm.machine import PowerState
-from tests.support.machines import debian_vm, expect
+from tests.support import programs
+from tests.support.machines import HANGS_AFTER_S, debian_vm, expect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +96,17 @@ def test_a_stub_that_dies_costs_one_program() -> None:
             os.kill(pid, signal.SIGKILL)
         console.read_until("status=139", timeout_s=60)
         assert vm.power is PowerState.RUNNING
+
+
+def test_code_before_a_page_that_could_go_on_with_cpuid_runs_natively() -> None:
+    if missing := programs.missing_tools():
+        pytest.skip(f"needs {', '.join(missing)}")
+    files = {"/usr/bin/attack": programs.build_program("attack")}
+    script = exec_argument("/usr/bin/attack crossing")
+    with debian_vm(ImageStore().build("debian"), script, files=files) as vm:
+        _require_direct(vm)
+        assert vm.wait(2 * HANGS_AFTER_S) is PowerState.HALTED
+        assert vm.machine.vcpu.direct_counts().native_s > 0.05
 
 
 def _until_busy(vm: Vm) -> None:

@@ -294,8 +294,8 @@ int rv_mirror_sync(struct rv_mirror *m)
     return perform(m);
 }
 
-/* Whether CPUID, which would tell of this host, may be executed in a page (opcode 0F A2; a byte at
- * either edge may belong to one that crosses it). */
+/* Whether CPUID, which would tell of this host, may be executed in a page (opcode 0F A2). One that
+ * crosses into this page from the one before it counts here, and only here: it needs both. */
 static bool may_tell_cpuid(const struct rv_vcpu *v, uint64_t offset)
 {
     const uint8_t *page = v->ram + offset, *at = page;
@@ -304,7 +304,7 @@ static bool may_tell_cpuid(const struct rv_vcpu *v, uint64_t offset)
             return true;
         at++;
     }
-    return page[PAGE - 1] == 0x0f;
+    return false;
 }
 
 /* Take note that the stub may write a page from now on. */

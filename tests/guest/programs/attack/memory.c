@@ -175,6 +175,29 @@ void attack_edges(void) {
     }
 }
 
+/* Busy code in a page whose last byte is the first of a CPUID, executed now and then. */
+void attack_crossing(void) {
+    enum { TURNS = 20, LOOPS = 40000000 };
+    static const uint8_t busy[] = {0xFF, 0xCF, 0x75, 0xFC, 0xC3}; /* dec edi; jnz; ret */
+    static const uint8_t tell[] = {0x89, 0xF8, 0x53, 0x0F, 0xA2, 0x89, 0xD8, 0x5B, 0xC3};
+    uint8_t *pages = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(pages != MAP_FAILED);
+    uint8_t *crossing = pages + PAGE - 4, *whole = pages + PAGE + 64;
+    memcpy(pages, busy, sizeof busy);
+    memcpy(crossing, tell, sizeof tell);
+    memcpy(whole, tell, sizeof tell);
+    uint32_t leaves[] = {0, 0x80000003};
+    for (unsigned turn = 0, odd = 0; turn <= TURNS; turn++) {
+        ((void (*)(unsigned))(uint64_t)pages)(LOOPS);
+        for (unsigned i = 0; i < 2; i++)
+            odd += ((uint32_t(*)(uint32_t))(uint64_t)crossing)(leaves[i]) !=
+                   ((uint32_t(*)(uint32_t))(uint64_t)whole)(leaves[i]);
+        if (turn == TURNS)
+            say("CPUID across pages: %u answers of another processor", odd);
+    }
+    munmap(pages, 2 * PAGE);
+}
+
 /* Page zero, which a host gives to nobody but which is the guest's root's own. */
 void attack_low(void) {
     static const uint64_t places[] = {0, 0x1000, 0xF000};

@@ -11,6 +11,7 @@ const struct section sections[] = {
     {"holes", attack_holes},
     {"pieces", attack_pieces},
     {"edges", attack_edges},
+    {"crossing", attack_crossing},
     {"blocked", attack_blocked},
     {"stopped", attack_stopped},
     {"seccomp", attack_seccomp},
