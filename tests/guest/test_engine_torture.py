@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from rayvisor.vmm.machine import PowerState
 from tests.support.flat import assemble, long_mode, missing_tools, protected, real
 from tests.support.machines import MIB, exits_with, expect, flat_vm, run_flat, text_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
@@ -272,26 +268,6 @@ def test_remapped_code_page_runs_its_new_content() -> None:
     exit 1
     """)
     exits_with(guest, 1)
-
-
-# --- Long blocks --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("build", "instruction"),
-    [
-        (real, "aad"),
-        (protected, "aad"),
-        (protected, "fadd st, st(1)"),
-        (long_mode, "fadd st, st(1)"),
-        (long_mode, "fxch st(1)"),
-    ],
-    ids=["aad, 16 bits", "aad, 32 bits", "fadd, 32 bits", "fadd, 64 bits", "fxch"],
-)
-def test_block_of_instructions_that_give_no_temporary_back(
-    build: Callable[[str], bytes], instruction: str
-) -> None:
-    exits_with(build(f"fninit\njmp 1f\n1: .rept 600\n{instruction}\n.endr\nexit 5"), 5)
 
 
 # --- Stopping what does not want to stop --------------------------------------------------------

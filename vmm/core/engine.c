@@ -9,7 +9,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "blockend.h"
 #include "blockstart.h"
 #include "chipmem.h"
 #include "codepages.h"
@@ -19,6 +18,7 @@
 #include "jumpcache.h"
 #include "portio.h"
 #include "proof.h"
+#include "translation.h"
 #include "vcpu.h"
 
 struct rv_engine rv_engine;

@@ -65,6 +65,10 @@
 /* TranslatorOps: what is called while a block is translated. DisasContextBase: what they share. */
 #define TRANSLATOR_INSTRUCTION 32 /* void (*)(DisasContextBase *, CPUState *) */
 #define TRANSLATOR_BYTES 56
+#define CONTEXT_NEXT_PC 16           /* uint64_t: linear address of the next instruction */
+#define CONTEXT_GOES_ON 24           /* int32_t: 0, or how the block ends */
+#define CONTEXT_NEXT_BLOCK 1         /* with a jump to the next instruction */
+#define CONTEXT_INSTRUCTIONS 28      /* int32_t: so many, the present one included */
 #define CONTEXT_MOST_INSTRUCTIONS 32 /* int32_t: no more than so many */
 
 /* CPUX86State: while translated code runs, RBP points to it */
