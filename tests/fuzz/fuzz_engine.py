@@ -1,4 +1,5 @@
-"""Runs random code in random processor states: no guest may crash or hang the process.
+"""Runs random code in random processor states: no guest may crash or hang the process, or get into
+a state that cannot be saved and restored.
 
     python tests/fuzz/fuzz_engine.py --seconds 600
     python tests/fuzz/fuzz_engine.py --seed 4711       # one case again
@@ -20,15 +21,16 @@ from typing import Final
 
 from rayvisor.vmm.core.vcpu import Vcpu
 from rayvisor.vmm.cpu_state import CpuState, DescriptorTable, Segment
-from rayvisor.vmm.errors import CorruptStateError, EngineError
+from rayvisor.vmm.errors import EngineError
 from rayvisor.vmm.memory import GuestRam, file_offset
 
 RAM_BYTES: Final = 4 << 20
-CODE, GDT, IDT, TSS, TABLES = 0x10000, 0x50000, 0x60000, 0x70000, 0x80000
+CODE, GDT, IDT, TSS, TABLES, DIRECTORY = 0x10000, 0x50000, 0x60000, 0x70000, 0x80000, 0x90000
+STACKS: Final = (0x48000, 0xFFFFFFF8, RAM_BYTES + 8)
 SLICE_NS: Final = 5_000_000
 HANG_S: Final = 60.0
 BATCH: Final = 200
-NO_VM: Final = ~(1 << 17)
+VM: Final = 1 << 17
 
 # Beginnings of the instructions that do more than compute.
 OPENINGS: Final = tuple(
@@ -41,10 +43,19 @@ OPENINGS: Final = tuple(
 
 
 def random_code(r: random.Random) -> bytes:
-    """Noise, or noise behind openings that reach the interesting parts of the translator."""
-    if r.random() < 0.3:
+    """Noise, noise behind openings that reach the interesting parts of the translator, or few
+    instructions again and again."""
+    kind = r.random()
+    if kind < 0.25:
         return r.randbytes(4096)
-    return b"".join(r.choice(OPENINGS) + r.randbytes(r.randrange(6)) for _ in range(800))
+    if kind < 0.5:
+        some = [_instruction(r) for _ in range(r.randrange(1, 4))]
+        return b"".join(r.choice(some) for _ in range(r.randrange(100, 2000)))
+    return b"".join(_instruction(r) for _ in range(800))
+
+
+def _instruction(r: random.Random) -> bytes:
+    return r.choice(OPENINGS) + r.randbytes(r.randrange(6))
 
 
 def _flat(access: int, selector: int = 0x10) -> Segment:
@@ -91,7 +102,32 @@ def _long(r: random.Random) -> CpuState:
     )
 
 
-MODES: Final = (_real, _protected, _long)
+def _virtual_8086(r: random.Random) -> CpuState:
+    code, data = Segment(CODE >> 4, CODE, 0xFFFF, 0xFB), Segment(0x2000, 0x20000, 0xFFFF, 0xF3)
+    state = _paged(r) if r.random() < 0.5 else _protected(r)
+    return replace(
+        state, rip=0, cs=code, ds=data, es=data, ss=data, fs=data, gs=data, rflags=VM | 2
+    )
+
+
+def _paged(r: random.Random) -> CpuState:
+    """32-bit code, with page tables of either form."""
+    if r.random() < 0.5:
+        return replace(_protected(r), cr0=0x80010011, cr3=DIRECTORY, cr4=0x610)
+    return replace(_protected(r), cr0=0x80010011, cr3=TABLES + 0x1000, cr4=0x620, efer=0x800)
+
+
+def _compatibility(r: random.Random) -> CpuState:
+    return replace(_long(r), cs=_flat(r.choice((0xC09B, 0x009B)), 8))
+
+
+def _user(r: random.Random) -> CpuState:
+    data = _flat(0xC0F3, 0x23)
+    code = _flat(r.choice((0xA0FB, 0xA0FB, 0xC0FB)), 0x1B)
+    return replace(_long(r), cs=code, ds=data, es=data, ss=data, fs=data, gs=data)
+
+
+MODES: Final = (_real, _protected, _paged, _virtual_8086, _long, _long, _compatibility, _user)
 
 
 def random_state(r: random.Random) -> CpuState:
@@ -101,9 +137,10 @@ def random_state(r: random.Random) -> CpuState:
         r.choice(MODES)(r),
         gpr=tuple(r.choice(odd) for _ in range(16)),
         gdtr=DescriptorTable(GDT, 0x7F),
-        rflags=2 | (r.getrandbits(22) & 0x3F7FD7 & NO_VM),
         mxcsr=r.getrandbits(16),
     )
+    rflags = state.rflags | (r.getrandbits(22) & 0x3F7FD7 & ~VM)
+    state = replace(state, rflags=rflags)
     if state.cr0 & 1:
         state = replace(state, idtr=DescriptorTable(IDT, 0xFFF))
         if r.random() < 0.8:
@@ -119,6 +156,8 @@ def fill_tables(r: random.Random, ram: GuestRam, *, long_mode: bool) -> None:
     ram.write(TABLES + 0x1000, b"".join(e.to_bytes(8, "little") for e in entries))
     pages = b"".join(((i << 21) | 0x87).to_bytes(8, "little") for i in range(512))
     ram.write(TABLES + 0x2000, pages)
+    ram.write(DIRECTORY, b"".join((i << 22 | 0x87).to_bytes(4, "little") for i in range(1024)))
+    ram.write(TSS, bytes(4) + r.choice(STACKS).to_bytes(8, "little") * 12)
     code = 0x00AF9B000000FFFF if long_mode else 0x00CF9B000000FFFF
     descriptors = (0, code, 0x00CF93000000FFFF)
     ram.write(GDT, b"".join(d.to_bytes(8, "little") for d in descriptors) + r.randbytes(104))
@@ -153,7 +192,7 @@ class Victim:
             self.ram.buffer[:] = bytes(RAM_BYTES)
         state = random_state(r)
         self.ram.write(CODE, random_code(r)[:8192])
-        fill_tables(r, self.ram, long_mode=bool(state.efer))
+        fill_tables(r, self.ram, long_mode=bool(state.efer & 0x400))
         self.vcpu.reset()
         self.vcpu.load(state)
         self.vcpu.set_intr(r.random() < 0.5)
@@ -162,10 +201,10 @@ class Victim:
             ending = self.vcpu.run().name
         except EngineError as error:
             ending = str(error)
-        try:
-            self.vcpu.load(self.vcpu.save())
-        except CorruptStateError as error:
-            ending += f", not restorable: {error}"
+        state = self.vcpu.save()
+        self.vcpu.load(state)
+        if self.vcpu.save() != state:
+            raise AssertionError(f"seed {seed}: another state after saving and loading it")
         return ending
 
 

@@ -117,6 +117,33 @@ def test_general_protection(code: str, error: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "code",
+    [
+        "mov rax, cr0\nbtr rax, 31\nhere: mov cr0, rax",
+        "mov rax, cr0\nbtr rax, 0\nhere: mov cr0, rax",
+        "mov rax, cr0\nbts rax, 29\nbtr rax, 30\nhere: mov cr0, rax",
+        "mov rax, cr0\nbts rax, 40\nhere: mov cr0, rax",
+        "mov rax, cr4\nbtr rax, 5\nhere: mov cr4, rax",
+        "mov rax, cr4\nbts rax, 12\nhere: mov cr4, rax",
+        "mov rax, cr4\nbts rax, 14\nhere: mov cr4, rax",
+        "mov ecx, 0xC0000080\nrdmsr\nbtr eax, 8\nhere: wrmsr",
+        "mov ecx, 0xC0000080\nrdmsr\nbts eax, 12\nhere: wrmsr",
+    ],
+    ids=["PG", "PE", "NW", "CR0 bit 40", "PAE", "LA57", "VMXE", "LME", "SVME"],
+)
+def test_control_registers_take_no_state_that_cannot_be(code: str) -> None:
+    assert _report(13, code, error=True) == [0, 0, 0, KCODE64]
+
+
+def test_paging_needs_protection() -> None:
+    guest = real(
+        "xor ax, ax\nmov es, ax\nmov word ptr es:[52], offset handler\nmov es:[54], cs\n"
+        "mov eax, 0x80000010\nmov cr0, eax\njmp $\nhandler: exit 13"
+    )
+    exits_with(guest, 13)
+
+
+@pytest.mark.parametrize(
     ("code", "error", "cr2"),
     [
         ("here: mov al, [0x40000123]", 0, 0x40000123),

@@ -131,6 +131,19 @@ tick:
 }
 
 
+def test_reserved_bits_of_mxcsr_do_not_travel() -> None:
+    """LDMXCSR of the translator takes them, where a processor does not."""
+    code = "mov dword ptr [0x50000], -1\nldmxcsr [0x50000]\nmov byte ptr [0x50008], 1\njmp $"
+    with flat_vm(long_mode(code)) as vm:
+        vm.start()
+        while not vm.machine.ram.read(0x50008, 1)[0]:
+            assert vm.wait(0.001) is None
+        vm.pause()
+        state = vm.machine.cpu_state()
+        assert state.mxcsr == 0xFFFF
+        vm.machine.vcpu.load(unpack(type(state), pack(state)))
+
+
 @pytest.mark.parametrize("what", _GUESTS)
 def test_state_out_and_in_is_invisible(what: str) -> None:
     with flat_vm(_GUESTS[what]) as vm:

@@ -4,10 +4,11 @@
  */
 #include "chipmem.h"
 
-#include "flags.h"
+#include "control.h"
 
 #define VECTOR_GP 13
 #define CR8 8
+#define MSR_EFER 0xc0000080u
 #define CR8_RESERVED (~(uint64_t)0xf)
 
 enum { RAX, RCX, RDX };
@@ -85,9 +86,11 @@ void rv_rdmsr(void *env)
 void rv_wrmsr(void *env)
 {
     struct rv_vcpu *v = rv_current;
+    uint32_t index = (uint32_t)*gpr(env, RCX);
     uint64_t value = (uint32_t)*gpr(env, RAX) | *gpr(env, RDX) << 32;
-    switch (v ? v->board.msr_out(v->board.opaque, (uint32_t)*gpr(env, RCX), value)
-              : RV_MSR_NOT_OURS) {
+    if (index == MSR_EFER && rv_efer_refused(env, value))
+        refuse(env);
+    switch (v ? v->board.msr_out(v->board.opaque, index, value) : RV_MSR_NOT_OURS) {
     case RV_MSR_NOT_OURS:
         rv_engine.original.wrmsr(env);
         break;
@@ -111,6 +114,10 @@ uint64_t rv_read_cr(void *env, int reg)
 void rv_write_cr(void *env, int reg, uint64_t value)
 {
     struct rv_vcpu *v = rv_current;
+    if (!(RV_AT(env, ENV_HFLAGS, uint32_t) & HF_CS64))
+        value = (uint32_t)value;
+    if (rv_control_refused(env, reg, value))
+        refuse(env);
     if (reg == CR8 && v) {
         if (value & CR8_RESERVED)
             refuse(env);

@@ -3,19 +3,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "control.h"
 #include "direct.h"
 #include "flags.h"
 #include "vcpu.h"
 
-#define CR0_PE 1u
-#define CR0_WRITABLE 0xe005003fu
-#define CR0_PG 0x80000000u
-#define CR4_PAE 0x20u
-/* VME..OSXMMEXCPT, UMIP, LA57, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP */
-#define CR4_WRITABLE 0x371fffu
-#define EFER_LME 0x100u
-#define EFER_LMA 0x400u
-#define EFER_WRITABLE 0xd01u /* SCE LME LMA NXE */
 #define MXCSR_WRITABLE 0xffffu
 #define FSW_TOP_SHIFT 11
 #define DESC_BITS 0xf0ff00u /* type S DPL P AVL L D/B G, in the descriptor's second word */
@@ -73,7 +65,7 @@ static void save_fpu(struct rv_vcpu *v, struct rv_cpu_state *s)
     s->fop = FIELD(ENV_FPOP, uint16_t);
     s->fip = FIELD(ENV_FPIP, uint64_t);
     s->fdp = FIELD(ENV_FPDP, uint64_t);
-    s->mxcsr = FIELD(ENV_MXCSR, uint32_t);
+    s->mxcsr = FIELD(ENV_MXCSR, uint32_t) & MXCSR_WRITABLE;
     for (int i = 0; i < 16; i++)
         memcpy(s->xmm + 16 * i, (char *)v->env + ENV_XMM + ENV_XMM_BYTES * i, 16);
 }

@@ -1,9 +1,6 @@
 #include "flags.h"
 
-#define CR0_PE 1u
-#define CR4_OSFXSR (1u << 9)
-#define CR4_SMAP (1u << 21)
-#define EFER_LMA (1u << 10)
+#include "control.h"
 
 static struct rv_uc_segment *segment(void *env, int index)
 {

@@ -2,13 +2,11 @@
 
 #include <string.h>
 
+#include "control.h"
 #include "guest_walk.h"
 #include "vcpu.h"
 
 #define PAGE_MASK (~(uint64_t)0xfff)
-#define CR0_PG 0x80000000u
-#define CR4_PGE 0x80u
-#define CR4_LA57 0x1000u
 #define PTE_G 0x100u
 /* In an entry, with its address: so that what another one has left there means nothing. */
 #define GLOBAL_MARK 0x676c6f62616c0000u
