@@ -129,7 +129,6 @@ static void faults(void) {
     FAULT("store", "movl %%eax, 0x1000", );
     FAULT("the kernel's half", "movl 0xFFFFE004, %%eax", );
     FAULT("the last bytes", "movl 0xFFFFFFFC, %%eax", );
-    FAULT("across the end", "movl 0xFFFFFFFE, %%eax", );
     FAULT("jump to 5", "mov $5, %%eax\n\tjmp *%%eax", );
     FAULT("call to the top", "mov $0xFFFFFFF0, %%eax\n\tcall *%%eax", );
     FAULT("ret to 0x1000", "push $0x1000\n\tret", );
