@@ -19,10 +19,6 @@
 #define MOST_DOUBLINGS 5u
 /* Where Linux lets nobody without privilege map (vm.mmap_min_addr). */
 #define LOWEST 0x10000u
-/* In bits of an entry that processors ignore: how the page is mapped in the stub. */
-#define MIRROR_WRITE (1u << 9)
-#define MIRROR_EXEC (1u << 10)
-#define MIRROR_BITS (MIRROR_WRITE | MIRROR_EXEC)
 /* What of an entry decides where a page is and who may do what. */
 #define MEANING (PTE_P | PTE_W | PTE_U | PTE_PS | PTE_NX | PTE_ADDRESS)
 
@@ -245,24 +241,38 @@ static int follow_table(struct rv_mirror *m, struct rv_mirror_table **at)
     return follow_entries(m, t);
 }
 
+static bool same_rights(uint64_t one, uint64_t other)
+{
+    return protection(one) == protection(other);
+}
+
+static int protect_run(struct rv_mirror *m, const struct rv_mirror_table *t, unsigned first,
+                       unsigned count)
+{
+    return queue(m, (struct rv_stub_command){
+                        SYS_mprotect,
+                        {t->va + (uint64_t)first * PAGE, (uint64_t)count * PAGE,
+                         (uint64_t)protection(t->copy[first])},
+                        0});
+}
+
 /* Take the right to write from every page. */
 static int protect_all(struct rv_mirror *m)
 {
     for (unsigned b = 0; b < MIRROR_BUCKETS; b++) {
         for (struct rv_mirror_table *t = m->buckets[b]; t; t = t->next) {
+            t->reopened = 0;
             for (unsigned i = 0, run; i < 512; i += run) {
                 run = 1;
-                if (!(t->copy[i] & MIRROR_WRITE))
+                if (!(t->copy[i] & MIRROR_WRITE)) {
+                    t->copy[i] &= ~(uint64_t)MIRROR_WROTE;
                     continue;
-                while (i + run < 512 && (t->copy[i + run] & MIRROR_BITS) == (t->copy[i] & MIRROR_BITS))
+                }
+                while (i + run < 512 && same_rights(t->copy[i + run], t->copy[i]))
                     run++;
                 for (unsigned k = i; k < i + run; k++)
-                    t->copy[k] &= ~(uint64_t)MIRROR_WRITE;
-                struct rv_stub_command command = {
-                    SYS_mprotect,
-                    {t->va + (uint64_t)i * PAGE, (uint64_t)run * PAGE, (uint64_t)protection(t->copy[i])},
-                    0};
-                if (queue(m, command))
+                    t->copy[k] = (t->copy[k] & ~(uint64_t)MIRROR_WRITE) | MIRROR_WROTE;
+                if (protect_run(m, t, i, run))
                     return -1;
             }
         }
@@ -364,6 +374,39 @@ static int map_around(struct rv_mirror *m, struct rv_mirror_table *t, unsigned t
     return map_fresh(m, t, first, first + around, fresh);
 }
 
+/* Whether a page that could be written, until the dirty log was read, may be opened again before it
+ * is written: if that is all that stands in the way. */
+static bool may_reopen(const struct rv_mirror *m, const struct rv_mirror_table *t, unsigned i)
+{
+    struct rv_vcpu *v = m->vcpu;
+    uint64_t copy = t->copy[i];
+    if (!(copy & MIRROR_WROTE) || copy & MIRROR_WRITE || !(guest_entry(m, t, i) & PTE_D))
+        return false;
+    uint64_t page = rv_ram_offset(v, copy & PTE_ADDRESS) >> 12;
+    return !rv_watched(&v->watch, page) && !rv_codepages_has_code(v, page);
+}
+
+/* A page is written again, for the first time since the dirty log was read. Who writes one page
+ * after the other is going to write the next: of those that it wrote before, twice as many are
+ * opened, and noted as written, with each trap. */
+static int reopen(struct rv_mirror *m, struct rv_mirror_table *t, unsigned touched)
+{
+    if (touched == t->reopened && touched) {
+        t->reach = t->reach < 256 ? 2 * t->reach : 512;
+    } else {
+        struct rv_mirror_table *before = touched ? NULL : find(m, t->va - TABLE_BYTES);
+        t->reach = before && before->reopened == 512 ? before->reach : 1;
+    }
+    unsigned end = touched;
+    do {
+        open_for_writing(m->vcpu, page_offset(t, m->vcpu, end));
+        t->copy[end++] |= MIRROR_WRITE;
+    } while (end < 512 && end - touched < t->reach && may_reopen(m, t, end) &&
+             same_rights(t->copy[end] | MIRROR_WRITE, t->copy[touched]));
+    t->reopened = end;
+    return protect_run(m, t, touched, end - touched);
+}
+
 enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool write, bool fetch,
                                       uint32_t *error)
 {
@@ -388,7 +431,8 @@ enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool wri
     if (!t)
         return MIRROR_ODD;
     unsigned index = (unsigned)(va / PAGE % 512);
-    if (map_around(m, t, index, &w, write) || perform(m))
+    bool again = write && w.writable && may_reopen(m, t, index);
+    if ((again ? reopen(m, t, index) : map_around(m, t, index, &w, write)) || perform(m))
         return MIRROR_LOST;
     uint64_t copy = t->copy[index];
     if (fetch && copy && !(copy & MIRROR_EXEC))

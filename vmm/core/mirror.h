@@ -16,6 +16,12 @@
 #include "stub.h"
 
 #define MIRROR_BUCKETS 256
+/* In bits of an entry that processors ignore: how the page is mapped in the stub, and whether it
+ * could be written when that right was last taken from all pages. */
+#define MIRROR_WRITE (1u << 9)
+#define MIRROR_EXEC (1u << 10)
+#define MIRROR_WROTE (1u << 11)
+#define MIRROR_BITS (MIRROR_WRITE | MIRROR_EXEC | MIRROR_WROTE)
 /* vm.max_map_count is 65,530 where nobody has touched it. */
 #define MIRROR_MAX_MAPPINGS 60000u
 /* Each is some 4 KiB of the VMM's memory. */
@@ -33,6 +39,7 @@ struct rv_mirror_table {
     uint64_t seen;              /* the watch's time when it was true */
     unsigned mapped;
     unsigned touches;           /* traps that pages were mapped for: the more, the wider around */
+    unsigned reopened, reach;   /* where the last run of pages ends that was opened again, its length */
     uint64_t copy[512]; /* the entries as they were, with MIRROR_*; 0: not mapped */
 };
 
