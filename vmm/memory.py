@@ -21,18 +21,22 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
+from rayvisor.vmm.core import _native
 from rayvisor.vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE_BYTES: Final = 4096
+LARGE_PAGE_BYTES: Final = 1 << 21
 MIN_MEMORY_BYTES: Final = 1 << 20
 CONVENTIONAL_END: Final = 0xA_0000
 SHADOW_START: Final = 0xC_0000
 EXTENDED_START: Final = 0x10_0000
 LOW_END: Final = 3 << 30
 HIGH_START: Final = 4 << 30
+
+_RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
 
 Range = tuple[int, int]
 """(guest physical address, length in bytes)."""
@@ -77,13 +81,17 @@ class GuestRam:
             os.ftruncate(self.fd, memory_bytes)
             # Whoever else maps the file must not be able to cut pages from under us (SIGBUS).
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            self._mapping = mmap.mmap(self.fd, memory_bytes, mmap.MAP_SHARED)
+            # Room for the file at an address where the host can put large pages behind it.
+            self._mapping = mmap.mmap(-1, memory_bytes + LARGE_PAGE_BYTES, _RESERVED)
+            room = memoryview(self._mapping)
+            self._at = _native.map_file(room, self.fd, memory_bytes, LARGE_PAGE_BYTES)
         except (OSError, OverflowError, ValueError) as error:
             os.close(self.fd)
             raise ConfigError(
                 f"memory of {memory_bytes} bytes cannot be mapped on this host ({error})"
             ) from error
-        self._memory = memoryview(self._mapping)
+        self._memory = room[self._at : self._at + memory_bytes]
+        room.release()
         self.before_use: Callable[[int, int], None] | None = None
         """Called with a run of pages (first, count in the memory file) before a view of it is
         given out: pages may still be on their way here."""
@@ -155,7 +163,8 @@ class GuestRam:
         target[:first] = bytes(first)
         target[last:] = bytes(count - last)
         # Punches a hole in the file: reading zeros back allocates nothing until it is used.
-        self._mapping.madvise(mmap.MADV_REMOVE, file_offset(gpa) + first, last - first)
+        start = self._at + file_offset(gpa) + first
+        self._mapping.madvise(mmap.MADV_REMOVE, start, last - first)
 
     def close(self) -> None:
         """Give the memory back. Harmless when done twice.

@@ -20,6 +20,16 @@ def load(path: str | PathLike[str]) -> None:
 def measure_tsc_hz() -> int:
     """Ticks a second of the host's TSC, to a few parts in a million. Takes 10 ms."""
 
+def map_file(room: memoryview, fd: int, count: int, alignment: int, /) -> int:
+    """Map the first `count` bytes of a file, shared, over part of `room`, which is a mapping.
+
+    Returns:
+        Where in `room` it begins: at the first address that is a multiple of `alignment`.
+
+    Raises:
+        OSError: it does not fit, or the host does not map it.
+    """
+
 def pick_pages(
     ram: memoryview,
     pending: bytes,

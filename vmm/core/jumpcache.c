@@ -4,12 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "flags.h"
+#include "softtlb.h"
 #include "vcpu.h"
 
 #define ENTRY_BITS 13
 #define ENTRIES (1u << ENTRY_BITS)
-#define PAGE_MASK (~(uint64_t)0xfff)
 #define LINE_BYTES 64
 #define GOLDEN 0x9e3779b97f4a7c15u /* spreads addresses over the table */
 /* The entry of the engine's own table in which we stand: any would do. */
@@ -52,14 +51,9 @@ static inline char **engine_table(void *env)
 /* Where in RAM the guest's code at `pc` lies, if the TLB has its page for fetching; or 0. */
 static uint64_t host_page(void *env, uint64_t pc, uint32_t flags)
 {
-    int mode = flags & HF_SMAP && !(flags & RFLAGS_AC) ? MODE_KERNEL_SMAP : MODE_KERNEL;
-    if ((flags & HF_CPL) == 3)
-        mode = MODE_USER;
-    const struct rv_uc_tlb_fast *fast =
-        (void *)((char *)env + ENV_TLB + TLB_FAST + mode * (int)sizeof(*fast));
-    const struct rv_uc_tlb_entry *e =
-        &fast->table[pc >> 12 & fast->mask / sizeof(struct rv_uc_tlb_entry)];
-    return e->addr_code == (pc & PAGE_MASK) ? (pc & PAGE_MASK) + e->addend : 0;
+    const struct rv_uc_tlb_entry *e = rv_tlb_entry(env, rv_tlb_mode(flags), pc);
+    uint64_t page = pc & TLB_PAGE_MASK;
+    return e->addr_code == page ? page + e->addend : 0;
 }
 
 static void next_epoch(struct rv_jumpcache *c)

@@ -1,4 +1,7 @@
 /* rayvisor.vmm.core._native: loading the engine, and the vCPU type. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/mman.h>
 #include <x86intrin.h>
 
 #include "cpu_state.h"
@@ -55,9 +58,38 @@ static PyObject *native_measure_tsc_hz(PyObject *module, PyObject *unused)
     return PyLong_FromDouble(hz);
 }
 
+/* map_file(room, fd, count, alignment, /): see _native.pyi */
+static PyObject *native_map_file(PyObject *module, PyObject *args)
+{
+    Py_buffer room;
+    int fd;
+    Py_ssize_t count, alignment;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "w*inn", &room, &fd, &count, &alignment))
+        return NULL;
+    uintptr_t first = (uintptr_t)room.buf, aligned = first;
+    bool fits = count > 0 && alignment > 0;
+    if (fits) {
+        aligned = (first + (uintptr_t)alignment - 1) / (uintptr_t)alignment * (uintptr_t)alignment;
+        fits = aligned - first <= (uintptr_t)room.len &&
+               (uintptr_t)count <= (uintptr_t)room.len - (aligned - first);
+    }
+    void *there = fits ? mmap((void *)aligned, (size_t)count, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_FIXED, fd, 0)
+                       : MAP_FAILED;
+    int error = fits ? errno : EINVAL;
+    PyBuffer_Release(&room);
+    if (there == MAP_FAILED) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromSize_t(aligned - first);
+}
+
 static PyMethodDef native_functions[] = {
     {"load", native_load, METH_O, NULL},
     {"measure_tsc_hz", native_measure_tsc_hz, METH_NOARGS, NULL},
+    {"map_file", native_map_file, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -6,11 +6,11 @@
  * so the core may not stand between the two: it looks first, and then jumps.
  */
 #include "choice.h"
+#include "softtlb.h"
 #include "vcpu.h"
 
 #define OPERAND_64 2
 #define USER_CS 0x33u
-#define PAGE_MASK (~(uint64_t)0xfff)
 
 typedef void helper_fn(void);
 
@@ -64,12 +64,9 @@ helper_fn *rv_before_sysexit(void *env, int dflag)
 /* Eight bytes of guest memory if the software TLB has them for reading; 0 if not. */
 static uint64_t peek(void *env, int mode, uint64_t address)
 {
-    const struct rv_uc_tlb_fast *fast =
-        (void *)((char *)env + ENV_TLB + TLB_FAST + mode * (int)sizeof(*fast));
-    const struct rv_uc_tlb_entry *e =
-        &fast->table[address >> 12 & fast->mask / sizeof(struct rv_uc_tlb_entry)];
+    const struct rv_uc_tlb_entry *e = rv_tlb_entry(env, mode, address);
     uint64_t value = 0;
-    if (e->addr_read == (address & PAGE_MASK) && (address & 0xfff) <= 0xff8)
+    if (e->addr_read == (address & TLB_PAGE_MASK) && (address & 0xfff) <= 0xff8)
         value = *(const uint64_t *)(uintptr_t)(address + e->addend);
     return value;
 }

@@ -54,6 +54,8 @@
 
 /* TranslationBlock */
 #define BLOCK_PC 0
+#define BLOCK_FLAGS 16  /* uint32_t: hflags and BLOCK_RFLAGS of RFLAGS */
+#define BLOCK_BYTES 20  /* uint16_t: of the guest's code */
 #define BLOCK_CFLAGS 24 /* uint32_t */
 #define BLOCK_CODE 32   /* the translation */
 #define BLOCK_SECOND_PAGE 80 /* -1: all of it lies in one page */

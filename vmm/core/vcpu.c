@@ -64,7 +64,7 @@ static uc_err open_engine(struct rv_vcpu *v)
     RV_AT(v->uc, UC_NO_EXIT_REQUEST, uint8_t) = 1;
     v->cpu = rv_cpu_of(v->uc);
     v->env = rv_env_of(v->uc);
-    if (rv_codepages_attach(v) || rv_jumpcache_attach(v))
+    if (rv_codepages_attach(v) || rv_jumpcache_attach(v) || rv_largepages_attach(v))
         return UC_ERR_NOMEM;
     err = (uc_err)rv_exceptions_attach(v);
     return err ? err : (uc_err)rv_cpuid_attach(v);
@@ -112,6 +112,7 @@ void rv_vcpu_free(struct rv_vcpu *v)
         rv_engine.uc_close(v->uc);
     rv_codepages_detach(v);
     rv_jumpcache_detach(v);
+    rv_largepages_detach(v);
     rv_dirtylog_stop(v);
     rv_census_free(&v->census);
     pthread_cond_destroy(&v->wake);
@@ -131,6 +132,7 @@ static void flush_code(struct rv_vcpu *v)
 void rv_vcpu_reset(struct rv_vcpu *v)
 {
     rv_direct_forget(v);
+    rv_largepages_forget(v);
     rv_engine.cpu_reset(v->cpu);
     /* The engine starts user-mode programs too, with these on; a processor does not. */
     rv_engine.update_cr4(v->env, 0);

@@ -9,6 +9,7 @@
 #include "census.h"
 #include "engine.h"
 #include "globals.h"
+#include "largepages.h"
 #include "watch.h"
 
 #define RV_MAX_REGIONS 8
@@ -74,6 +75,7 @@ struct rv_vcpu {
     struct rv_jumpcache *jumps;
     uint8_t *dirty_pages; /* the same: written since the last harvest; NULL while the log is off */
     struct rv_locals locals;
+    struct rv_filling filling;
     struct rv_watch watch;
     struct rv_direct *direct; /* NULL: all is translated */
     struct rv_board board;
