@@ -8,6 +8,7 @@ addresses and interrupt lines are below and nowhere else.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rayvisor.vmm.clock import MachineClock
@@ -122,7 +123,15 @@ def _interrupts(machine: Machine) -> PicPair:
         return pic.acknowledge()
 
     tsc = VcpuTsc(vcpu, host_tsc_hz())
-    apic = LocalApic(machine.clock, tsc, vcpu.set_intr, nmi=vcpu.raise_nmi, inta=inta)
+    apic = LocalApic(
+        machine.clock,
+        tsc,
+        vcpu.set_intr,
+        nmi=vcpu.raise_nmi,
+        inta=inta,
+        lend=partial(vcpu.lend_tick, tsc_hz=tsc.hz),
+        take_back=vcpu.take_tick_back,
+    )
     pic = PicPair(apic.lint0)
     machine.devices["apic"] = apic
     vcpu.set_acknowledge(apic.acknowledge)

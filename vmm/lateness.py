@@ -29,6 +29,11 @@ class Lateness:
         if len(self.counts) != len(BOUNDS_NS) + 1:
             raise ValueError(f"{len(self.counts)} buckets of lateness")
 
+    def __add__(self, other: Lateness) -> Lateness:
+        """Both together."""
+        counts = tuple(map(sum, zip(self.counts, other.counts, strict=True)))
+        return Lateness(counts, self.total_ns + other.total_ns)
+
     @property
     def times(self) -> int:
         """How often something was counted."""

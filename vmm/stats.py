@@ -215,7 +215,7 @@ def measure(
         switching_s=direct.switching_s,
         stolen_s=vm.stolen_s,
         wall_s=vm.wall_s,
-        timers_late=machine.clock.lateness.now(),
+        timers_late=machine.clock.lateness.now() + machine.vcpu.tick_lateness(),
         interrupts_late=machine.vcpu.interrupt_lateness(),
         console_bytes=vm.console.end_offset,
         resets=machine.resets,

@@ -332,6 +332,88 @@ def test_priorities_are_those_of_the_model(steps: list[tuple[str, int]]) -> None
     assert copy.intr is model.intr
 
 
+class Core:
+    """Whom a chip lends its timer to."""
+
+    def __init__(self) -> None:
+        self.lent: list[tuple[int, int]] = []
+        self.state: tuple[bool, bool, int] | None = None
+
+    def lend(self, vector: int, deadline: int) -> None:
+        self.lent.append((vector, deadline))
+        self.state = (False, False, deadline)
+
+    def take_back(self) -> tuple[bool, bool, int] | None:
+        state, self.state = self.state, None
+        return state
+
+
+@pytest.fixture
+def lending() -> tuple[Bench, Core]:
+    """A chip whose timer waits for a deadline of the TSC with vector 0x41, and a core for it."""
+    bench, core = Bench(), Core()
+    bench.chip = LocalApic(
+        bench.clock,
+        ManualTsc(bench.clock),
+        bench._drive,
+        nmi=bench._nmi,
+        inta=lambda: FROM_PIC,
+        lend=core.lend,
+        take_back=core.take_back,
+    )
+    bench.lvt(apic.LVT_TIMER, 0x4_0041)
+    return bench, core
+
+
+def test_a_tick_is_lent_and_what_has_become_of_it_is_seen(lending: tuple[Bench, Core]) -> None:
+    bench, core = lending
+    bench.chip.write_deadline(3000)
+    assert core.lent == [(0x41, 3000)]
+    bench.clock.advance(2000)
+    assert not bench.intr, "the core's to do"
+    core.state = (False, True, 9000)
+    assert bench.chip.read(apic.ISR + 0x20) == 2
+    assert bench.chip.read(apic.IRR + 0x20) == 0
+    assert bench.chip.read_deadline() == 9000
+    bench.end()
+    assert core.lent[1:] == [(0x41, 9000)]
+    core.state, bench.intr = (True, False, 0), True
+    assert bench.chip.snapshot().irr[2] == 2
+    assert bench.take() == 0x41
+    assert not bench.intr
+
+
+def test_a_deadline_that_was_lent_expires_here_once_it_is_back(
+    lending: tuple[Bench, Core],
+) -> None:
+    bench, core = lending
+    bench.chip.write_deadline(3000)
+    assert bench.chip.snapshot().timer.deadline == 3000
+    assert core.state is None
+    bench.clock.advance(2000)
+    assert bench.take() == 0x41
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda chip: chip.write(apic.ICR_LOW, SELF | 0x31),
+        lambda chip: chip.write(apic.TPR, 0x40),
+        lambda chip: chip.write(apic.LVT, 0x5_0041),
+        lambda chip: chip.write(apic.LVT, 0x41),
+        lambda chip: chip.write(apic.SVR, 0xFF),
+        lambda chip: chip.lint0(True),
+    ],
+)
+def test_nothing_is_lent_where_more_than_a_tick_can_happen(
+    lending: tuple[Bench, Core], before: Callable[[LocalApic], None]
+) -> None:
+    bench, core = lending
+    before(bench.chip)
+    bench.chip.write_deadline(3000)
+    assert not core.lent
+
+
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [

@@ -6,7 +6,7 @@ import pytest
 
 from rayvisor.vmm.machine import PowerState
 from tests.support.flat import long_mode, missing_tools, protected
-from tests.support.machines import exits_with, flat_vm
+from tests.support.machines import HANGS_AFTER_S, exits_with, flat_vm
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
@@ -86,6 +86,146 @@ def test_a_deadline_in_the_past_interrupts_at_once() -> None:
 handler: exit 6
     """)
     exits_with(guest, 6)
+
+
+def test_a_tick_in_a_row_is_the_cores_and_its_registers_are_true_in_between() -> None:
+    """Every tenth handler looks at the registers before it ends its interrupt, which is a look at
+    the chip itself; every seventh sends a message of lower priority, which comes after it."""
+    setting = _SET_DEADLINE.format(after=300_000)
+    guest = _long(f"""
+    {_DEADLINE_TIMER}
+    gate64 0x30, message
+    xor ebp, ebp
+    xor ebx, ebx
+    {setting}
+    sti
+1:  cmp ebp, 210
+    jb 1b
+    cli
+    cmp ebx, 30
+    jne $
+    exit 9
+message:
+    inc ebx
+    apic_write 0xB0, 0
+    iretq
+handler:
+    push rax
+    push rcx
+    push rdx
+    push r15
+    mov r15d, 0xFEE00000
+    inc ebp
+    mov eax, ebp
+    xor edx, edx
+    mov ecx, 10
+    div ecx
+    test edx, edx
+    jnz 2f
+    cmp dword ptr [r15 + 0x120], 1
+    jne $
+    cmp dword ptr [r15 + 0x220], 0
+    jne $
+    cmp dword ptr [r15 + 0xA0], 0x40
+    jne $
+    mov ecx, 0x6E0
+    rdmsr
+    or eax, edx
+    jnz $
+2:  mov eax, ebp
+    xor edx, edx
+    mov ecx, 7
+    div ecx
+    test edx, edx
+    jnz 3f
+    apic_write 0x300, 0x40030
+    cmp dword ptr [r15 + 0x210], 0x10000
+    jne $
+3:  apic_write 0xB0, 0
+    {setting}
+    pop r15
+    pop rdx
+    pop rcx
+    pop rax
+    iretq
+    """)
+    with flat_vm(guest) as vm:
+        vm.start()
+        assert vm.wait(HANGS_AFTER_S) is PowerState.EXITED
+        assert vm.machine.exit_status == 9
+        assert vm.machine.vcpu.tick_lateness().times > 100
+
+
+def test_a_tick_waits_for_its_priority() -> None:
+    """The deadline passes while the task priority is the tick's own, and another is in service."""
+    setting = _SET_DEADLINE.format(after=200_000)
+    guest = _long(f"""
+    {_DEADLINE_TIMER}
+    xor ebp, ebp
+    mov r12d, 40
+1:  {setting}
+    mov eax, 4
+    mov cr8, rax
+    sti
+    mov ecx, 2000000
+2:  dec ecx
+    jnz 2b
+    test ebp, ebp
+    jnz $
+    mov r15d, 0xFEE00000
+    cmp dword ptr [r15 + 0x220], 1
+    jne $
+    xor eax, eax
+    mov cr8, rax
+    nop
+    cli
+    cmp ebp, 1
+    jne $
+    xor ebp, ebp
+    dec r12d
+    jnz 1b
+    exit 10
+handler:
+    inc ebp
+    apic_write 0xB0, 0
+    iretq
+    """)
+    exits_with(guest, 10)
+
+
+def test_a_paused_guests_tick_comes_when_its_time_goes_on() -> None:
+    setting = _SET_DEADLINE.format(after=300_000)
+    guest = _long(f"""
+    {_DEADLINE_TIMER}
+    xor ebp, ebp
+    {setting}
+    sti
+1:  cmp ebp, 3000
+    jb 1b
+    exit 11
+handler:
+    inc ebp
+    push rax
+    push rcx
+    push rdx
+    apic_write 0xB0, 0
+    {setting}
+    pop rdx
+    pop rcx
+    pop rax
+    iretq
+    """)
+    with flat_vm(guest) as vm:
+        vm.start()
+        for _ in range(20):
+            vm.pause()
+            state = vm.machine.devices["apic"].snapshot()
+            vm.machine.devices["apic"].restore(state)
+            vm.resume()
+            if vm.wait(0.01) is not None:
+                break
+        assert vm.wait(HANGS_AFTER_S) is PowerState.EXITED
+        assert vm.machine.exit_status == 11
 
 
 def test_a_message_to_itself_is_taken_behind_sti() -> None:

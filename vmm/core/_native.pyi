@@ -220,6 +220,27 @@ class Vcpu:
         Any thread.
         """
 
+    def tick_lateness(self) -> tuple[tuple[int, ...], int]:
+        """The same of the timer that was lent: how long after its deadline it expired."""
+
+    def lend_tick(self, vector: int, deadline: int, tsc_hz: int, /) -> None:
+        """Do the local APIC's timer on its behalf.
+
+        Expire when the TSC has reached `deadline` (0: never), drive INTR, answer its
+        acknowledgement, IA32_TSC_DEADLINE and EOI.
+
+        Raises:
+            ValueError: the vector or the frequency is none.
+        """
+
+    def take_tick_back(self) -> tuple[bool, bool, int] | None:
+        """Cease that.
+
+        Returns:
+            Whether the vector is requested, whether it is in service, and the deadline; None if
+            the timer was not lent.
+        """
+
     def clear_census(self) -> None:
         """Count from zero."""
 

@@ -24,6 +24,7 @@ static int64_t next_ns(const struct rv_vcpu *v)
     if (!v->running)
         return RV_NO_DEADLINE;
     int64_t next = v->deadline_ns < v->linger_ns ? v->deadline_ns : v->linger_ns;
+    next = v->tick.deadline_ns < next ? v->tick.deadline_ns : next;
     return v->look_ns < next ? v->look_ns : next;
 }
 
@@ -65,15 +66,18 @@ static void *watch(void *argument)
         v->alarm_until_ns = RV_NO_DEADLINE;
         /* Asked to stop already: the timer is set again when the guest goes on. */
         if (next != RV_NO_DEADLINE && !__atomic_load_n(&v->stop, __ATOMIC_SEQ_CST)) {
-            if (rv_now_ns() >= next && next == v->look_ns) {
+            int64_t now = rv_now_ns();
+            if (now < next) {
+                set_timer(v, next);
+            } else if (rv_tick_look_locked(v, now)) {
+                rv_alarm_rearm_locked(v);
+            } else if (next == v->look_ns) {
                 v->look_ns = RV_NO_DEADLINE;
                 rv_direct_look(v);
                 rv_alarm_rearm_locked(v);
-            } else if (rv_now_ns() >= next) {
+            } else {
                 __atomic_or_fetch(&v->stop, RV_STOP_ALARM, __ATOMIC_SEQ_CST);
                 rv_vcpu_ask(v);
-            } else {
-                set_timer(v, next);
             }
         }
         pthread_mutex_unlock(&v->lock);

@@ -45,7 +45,7 @@ static void memory_write(uc_engine *uc, uint64_t offset, unsigned bytes, uint64_
     if (!v)
         return;
     rv_census_count(&v->census, RV_MMIO, gpa, rv_linear_rip(v));
-    if (is_register(v, gpa, bytes))
+    if (is_register(v, gpa, bytes) && !((gpa & 0xfff) == TICK_EOI && rv_tick_end(v)))
         v->board.memory_out(v->board.opaque, (uint32_t)gpa & 0xfff, (uint32_t)value);
 }
 
@@ -90,6 +90,8 @@ void rv_wrmsr(void *env)
     uint64_t value = (uint32_t)*gpr(env, RAX) | *gpr(env, RDX) << 32;
     if (index == MSR_EFER && rv_efer_refused(env, value))
         refuse(env);
+    if (v && index == TICK_MSR && rv_tick_set(v, value))
+        return;
     switch (v ? v->board.msr_out(v->board.opaque, index, value) : RV_MSR_NOT_OURS) {
     case RV_MSR_NOT_OURS:
         rv_engine.original.wrmsr(env);

@@ -243,7 +243,9 @@ static bool exec_interrupt(void *cpu, int request)
     if (shadow || !(RV_AT(v->env, ENV_EFLAGS, uint64_t) & RFLAGS_IF))
         return false;
     rv_vcpu_note_taken(v);
-    int vector = v->board.acknowledge(v->board.opaque);
+    int vector = rv_tick_acknowledge(v);
+    if (vector < 0)
+        vector = v->board.acknowledge(v->board.opaque);
     if (vector < 0)
         return false;
     if (v->direct)

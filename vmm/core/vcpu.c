@@ -83,6 +83,7 @@ struct rv_vcpu *rv_vcpu_new(uint8_t *ram, uint64_t ram_bytes, const struct rv_re
     v->region_count = region_count;
     memcpy(v->regions, regions, (size_t)region_count * sizeof(*regions));
     v->deadline_ns = v->linger_ns = v->look_ns = v->alarm_until_ns = RV_NO_DEADLINE;
+    v->tick.deadline_ns = RV_NO_DEADLINE;
     v->pending_vector = RV_NO_VECTOR;
     pthread_mutex_init(&v->lock, NULL);
     pthread_mutex_init(&v->runner_lock, NULL);
@@ -180,6 +181,7 @@ void rv_vcpu_run_tsc(struct rv_vcpu *v, bool runs)
     uint64_t tsc = rv_vcpu_tsc(v);
     v->tsc_runs = runs;
     rv_vcpu_set_tsc(v, tsc);
+    rv_tick_run(v, runs);
 }
 
 void rv_vcpu_ask(struct rv_vcpu *v)
@@ -223,12 +225,7 @@ void rv_vcpu_note_taken(struct rv_vcpu *v)
     int64_t since = __atomic_exchange_n(&v->intr_since_ns, 0, __ATOMIC_RELAXED);
     if (!since)
         return;
-    int64_t late = rv_now_ns() - since;
-    int bucket = 0;
-    while (bucket < RV_LATENESS_BUCKETS - 1 && late > rv_lateness_bounds_ns[bucket])
-        bucket++;
-    __atomic_add_fetch(&v->intr_late_ns, (uint64_t)late, __ATOMIC_RELAXED);
-    __atomic_add_fetch(&v->intr_late[bucket], 1, __ATOMIC_RELAXED);
+    rv_lateness_count(&v->intr_late, rv_now_ns() - since);
 }
 
 void rv_vcpu_raise_nmi(struct rv_vcpu *v)
@@ -298,17 +295,20 @@ static enum rv_exit sleep_halted(struct rv_vcpu *v)
             exit = RV_EXIT_HALTED;
             break;
         }
+        (void)rv_tick_look_locked(v, rv_now_ns());
         if (__atomic_load_n(&v->intr, __ATOMIC_SEQ_CST))
             break;
         if (deadline_passed(v)) {
             exit = RV_EXIT_DEADLINE;
             break;
         }
-        if (v->deadline_ns == RV_NO_DEADLINE) {
+        int64_t next_ns = v->deadline_ns < v->tick.deadline_ns ? v->deadline_ns
+                                                               : v->tick.deadline_ns;
+        if (next_ns == RV_NO_DEADLINE) {
             pthread_cond_wait(&v->wake, &v->lock);
         } else {
-            struct timespec until = {.tv_sec = v->deadline_ns / 1000000000,
-                                     .tv_nsec = v->deadline_ns % 1000000000};
+            struct timespec until = {.tv_sec = next_ns / 1000000000,
+                                     .tv_nsec = next_ns % 1000000000};
             pthread_cond_timedwait(&v->wake, &v->lock, &until);
         }
     }

@@ -10,14 +10,12 @@
 #include "engine.h"
 #include "globals.h"
 #include "largepages.h"
+#include "tick.h"
 #include "watch.h"
 
 #define RV_MAX_REGIONS 8
 #define RV_NO_DEADLINE INT64_MAX
 #define RV_NO_VECTOR 256
-#define RV_LATENESS_BUCKETS 6
-/* Upper bounds of all but the last. */
-extern const int64_t rv_lateness_bounds_ns[RV_LATENESS_BUCKETS - 1];
 
 /* Guest physical RAM [gpa, gpa + bytes), at `offset` of the host mapping. */
 struct rv_region {
@@ -76,6 +74,7 @@ struct rv_vcpu {
     uint8_t *dirty_pages; /* the same: written since the last harvest; NULL while the log is off */
     struct rv_locals locals;
     struct rv_filling filling;
+    struct rv_tick tick;
     struct rv_watch watch;
     struct rv_direct *direct; /* NULL: all is translated */
     struct rv_board board;
@@ -89,8 +88,7 @@ struct rv_vcpu {
     uint32_t intr;      /* level of INTR */
     uint32_t nmi;       /* an NMI edge is pending */
     int64_t intr_since_ns; /* when INTR rose, or 0 */
-    uint64_t intr_late_ns; /* interrupts waited so long for the guest to take them, together */
-    uint64_t intr_late[RV_LATENESS_BUCKETS]; /* how many for how long: rv_lateness_bounds_ns */
+    struct rv_lateness intr_late; /* how long interrupts waited for the guest to take them */
     int64_t deadline_ns; /* of the machine's next alarm, on CLOCK_MONOTONIC */
     int64_t linger_ns;   /* when the board wants `left` called at the latest */
     int64_t look_ns;     /* when the choice of the world is to be looked at */

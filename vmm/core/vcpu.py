@@ -160,6 +160,7 @@ class Vcpu:
         self.map_page = self._core.map_page
         self.map_msr = self._core.map_msr
         self.map_priority = self._core.map_priority
+        self.take_tick_back = self._core.take_tick_back
         self.host_wrote = self._core.host_wrote
         self.code_bytes = self._core.code_bytes
         self.trim = self._core.trim
@@ -243,6 +244,24 @@ class Vcpu:
             EngineError: the vCPU is closed.
         """
         return Lateness(*self._core.interrupt_lateness())
+
+    def tick_lateness(self) -> Lateness:
+        """How long after its deadline a timer that was lent has expired. Any thread.
+
+        Raises:
+            EngineError: the vCPU is closed.
+        """
+        return Lateness(*self._core.tick_lateness())
+
+    def lend_tick(self, vector: int, deadline: int, *, tsc_hz: int) -> None:
+        """Do the local APIC's timer on its behalf, until `take_tick_back`. The machine's thread.
+
+        Args:
+            vector: of the interrupt.
+            deadline: of the TSC, which makes `tsc_hz` ticks a second; 0 for none.
+            tsc_hz: of the TSC.
+        """
+        self._core.lend_tick(vector, deadline, tsc_hz)
 
     def clear_census(self) -> None:
         """Count exits from zero."""

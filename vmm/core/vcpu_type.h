@@ -35,6 +35,9 @@ PyObject *vcpu_start_direct(Vcpu *self, PyObject *args);
 PyObject *vcpu_choose_at_random(Vcpu *self, PyObject *seed);
 PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused);
 PyObject *vcpu_interrupt_lateness(Vcpu *self, PyObject *unused);
+PyObject *vcpu_tick_lateness(Vcpu *self, PyObject *unused);
+PyObject *vcpu_lend_tick(Vcpu *self, PyObject *args);
+PyObject *vcpu_take_tick_back(Vcpu *self, PyObject *unused);
 PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused);
 
 #endif

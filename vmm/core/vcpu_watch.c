@@ -180,21 +180,64 @@ PyObject *vcpu_direct_counts(Vcpu *self, PyObject *unused)
                          __atomic_load_n(&d->traps, __ATOMIC_RELAXED));
 }
 
-/* (counts by bucket, ns together) that interrupts waited for the guest. Any thread. */
-PyObject *vcpu_interrupt_lateness(Vcpu *self, PyObject *unused)
+static PyObject *lateness(const struct rv_lateness *l)
 {
-    struct rv_vcpu *v = rv_open_vcpu(self);
-    (void)unused;
-    PyObject *counts = v ? PyTuple_New(RV_LATENESS_BUCKETS) : NULL;
+    PyObject *counts = PyTuple_New(RV_LATENESS_BUCKETS);
     for (int i = 0; counts && i < RV_LATENESS_BUCKETS; i++) {
-        uint64_t count = __atomic_load_n(&v->intr_late[i], __ATOMIC_RELAXED);
+        uint64_t count = __atomic_load_n(&l->counts[i], __ATOMIC_RELAXED);
         PyObject *n = PyLong_FromUnsignedLongLong(count);
         if (!n || PyTuple_SetItem(counts, i, n))
             Py_CLEAR(counts);
     }
     if (!counts)
         return NULL;
-    return Py_BuildValue("NK", counts, __atomic_load_n(&v->intr_late_ns, __ATOMIC_RELAXED));
+    return Py_BuildValue("NK", counts, __atomic_load_n(&l->total_ns, __ATOMIC_RELAXED));
+}
+
+/* (counts by bucket, ns together) that interrupts waited for the guest. Any thread. */
+PyObject *vcpu_interrupt_lateness(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    return v ? lateness(&v->intr_late) : NULL;
+}
+
+/* The same, of the timer that was lent. */
+PyObject *vcpu_tick_lateness(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    return v ? lateness(&v->tick.late) : NULL;
+}
+
+/* lend_tick(vector, deadline, tsc_hz) */
+PyObject *vcpu_lend_tick(Vcpu *self, PyObject *args)
+{
+    int vector;
+    unsigned long long deadline, tsc_hz;
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    if (!v || !PyArg_ParseTuple(args, "iKK", &vector, &deadline, &tsc_hz))
+        return NULL;
+    if (vector < 16 || vector > 255 || !tsc_hz) {
+        PyErr_SetString(PyExc_ValueError, "no vector of an interrupt, or no frequency");
+        return NULL;
+    }
+    rv_tick_lend(v, vector, deadline, tsc_hz);
+    Py_RETURN_NONE;
+}
+
+/* (requested, in service, deadline), or None if it was not lent. */
+PyObject *vcpu_take_tick_back(Vcpu *self, PyObject *unused)
+{
+    struct rv_vcpu *v = rv_open_vcpu(self);
+    (void)unused;
+    if (!v)
+        return NULL;
+    struct rv_tick was = rv_tick_take_back(v);
+    if (!was.lent)
+        Py_RETURN_NONE;
+    return Py_BuildValue("NNK", PyBool_FromLong(was.requested), PyBool_FromLong(was.in_service),
+                         was.deadline);
 }
 
 PyObject *vcpu_clear_census(Vcpu *self, PyObject *unused)

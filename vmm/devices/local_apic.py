@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rayvisor.vmm.devices.base import Clock, IrqLine
     from rayvisor.vmm.devices.local_apic_timer import Tsc
 
+    Lend = Callable[[int, int], None]
+    TakeBack = Callable[[], tuple[bool, bool, int] | None]
+
 BASE_GPA: Final = 0xFEE0_0000
 MSR_BASE, MSR_TSC_DEADLINE = 0x1B, 0x6E0
 BASE_BSP, BASE_ENABLE, BASE_ADDRESS = 0x100, 0x800, (1 << 40) - (1 << 12)
@@ -77,6 +80,11 @@ class LocalApic:
 
     `intr` and `nmi` are the processor's; `inta` asks the 8259A for its vector. Registers are
     32-bit words; `write_base` and `write_deadline` answer whether the value is one.
+
+    Whoever gives `lend` and `take_back` does the tick of a kernel on the chip's behalf: while
+    nothing is requested or in service, the timer is lent (its vector, and the TSC at which it
+    expires, or 0), and taken back at the next call of any method: whether the vector is requested,
+    whether it is in service, and the deadline now; None if it was not lent.
     """
 
     def __init__(
@@ -87,7 +95,13 @@ class LocalApic:
         *,
         nmi: Callable[[], None],
         inta: Callable[[], int],
+        lend: Lend | None = None,
+        take_back: TakeBack = lambda: None,
     ) -> None:
+        self._lend_timer = lend
+        self._take_timer_back = take_back
+        self._lent = -1
+        """The vector, while the timer is lent."""
         self._intr = intr
         self._nmi = nmi
         self._inta = inta
@@ -101,10 +115,12 @@ class LocalApic:
 
     def reset(self) -> None:
         """What a firmware leaves: virtual wire mode. LINT0 keeps its level."""
+        self._take_back()
         self._start_over(_virtual_wire())
 
     def lint0(self, level: bool) -> None:
         """The level of the 8259A's INT."""
+        self._take_back()
         s = self._s
         rises = level and not s.lint0
         s.lint0 = level
@@ -114,6 +130,7 @@ class LocalApic:
 
     def acknowledge(self) -> int:
         """The processor takes an interrupt: its vector."""
+        self._take_back()
         vector = self._deliverable()
         if vector >= 0:
             self._irr &= ~(1 << vector)
@@ -124,6 +141,7 @@ class LocalApic:
 
     def read(self, offset: int) -> int:
         """The 32-bit register at `offset` of its page."""
+        self._take_back()
         if not self._s.enabled:
             return ONES
         read = self._readers.get(offset)
@@ -134,6 +152,7 @@ class LocalApic:
 
     def write(self, offset: int, value: int) -> None:
         """Write `value` to the 32-bit register at `offset` of its page."""
+        self._take_back()
         if not self._s.enabled:
             return
         write = self._writers.get(offset)
@@ -148,6 +167,7 @@ class LocalApic:
 
     def write_base(self, value: int) -> bool:
         """IA32_APIC_BASE: switch it on or off; it starts over then. The address stays."""
+        self._take_back()
         if value & ~(BASE_ADDRESS | BASE_BSP | BASE_ENABLE):
             return False
         enabled = bool(value & BASE_ENABLE)
@@ -157,11 +177,14 @@ class LocalApic:
 
     def read_deadline(self) -> int:
         """IA32_TSC_DEADLINE."""
+        self._take_back()
         return self._timer.deadline()
 
     def write_deadline(self, value: int) -> bool:
         """IA32_TSC_DEADLINE; without effect unless the timer is in that mode."""
+        self._take_back()
         self._timer.set_deadline(value)
+        self._lend()
         return True
 
     def read_cr8(self) -> int:
@@ -170,10 +193,12 @@ class LocalApic:
 
     def write_cr8(self, value: int) -> None:
         """The upper half of TPR; the lower is 0."""
+        self._take_back()
         self._write_tpr(value << 4)
 
     def snapshot(self) -> LocalApicState:
         """A copy of the registers."""
+        self._take_back()
         return replace(
             self._s, isr=_words(self._isr), irr=_words(self._irr), timer=self._timer.snapshot()
         )
@@ -185,6 +210,7 @@ class LocalApic:
             CorruptStateError: a field is out of range, or two contradict each other.
         """
         s = checked_copy(LocalApicState, state)
+        self._take_back()
         timer = s.timer
         for entry, bits in zip(s.lvt, LVT_BITS, strict=True):
             require(LocalApicState, not entry & ~bits, "lvt has bits that do not exist")
@@ -276,6 +302,7 @@ class LocalApic:
         if self._isr:
             self._isr ^= 1 << (self._isr.bit_length() - 1)
             self._update()
+        self._lend()
 
     def _write_svr(self, value: int) -> None:
         s = self._s
@@ -320,6 +347,35 @@ class LocalApic:
         if s.dfr == FLAT:
             return bool(to & s.ldr)
         return to >> 4 in {s.ldr >> 4, 0xF} and bool(to & s.ldr & 0xF)
+
+    def _lend(self) -> None:
+        """Lend the timer, if a tick is all that can happen now."""
+        s = self._s
+        entry = s.lvt[LVT_TIMER]
+        vector = entry & 0xFF
+        if (
+            self._lend_timer is not None
+            and self._timer.mode == TSC_DEADLINE
+            and not (self._irr or self._isr or s.lint0 or entry & MASKED)
+            and s.enabled
+            and vector >= FIRST_VECTOR
+            and vector >> 4 > s.tpr >> 4
+        ):
+            self._lent = vector
+            self._lend_timer(vector, self._timer.lend())
+
+    def _take_back(self) -> None:
+        if self._lent < 0:
+            return
+        bit, self._lent = 1 << self._lent, -1
+        state = self._take_timer_back()
+        if state is None:
+            return
+        requested, in_service, deadline = state
+        self._irr |= bit if requested else 0
+        self._isr |= bit if in_service else 0
+        self._level = self._wants_intr()
+        self._timer.take_back(deadline)
 
     def _timer_expired(self) -> None:
         self._local_interrupt(LVT_TIMER)

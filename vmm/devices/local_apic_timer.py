@@ -74,6 +74,11 @@ class ApicTimer:
         return self._s.initial
 
     @property
+    def mode(self) -> int:
+        """What the timer's entry in the local vector table says."""
+        return self._s.mode
+
+    @property
     def divide(self) -> int:
         """The divide configuration register."""
         return self._s.divide
@@ -128,6 +133,16 @@ class ApicTimer:
         self._settle()
         s.deadline = tsc
         self._look()
+
+    def lend(self) -> int:
+        """The deadline, or 0, which somebody else waits for from now on."""
+        self._alarm.disarm()
+        return self._s.deadline
+
+    def take_back(self, deadline: int) -> None:
+        """Wait for the deadline again, which may be another by now, or 0."""
+        self._s.deadline = deadline
+        self._arm()
 
     def snapshot(self) -> ApicTimerState:
         """A copy of the registers."""
