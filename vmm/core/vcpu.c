@@ -49,6 +49,17 @@ static uc_err map_memory(struct rv_vcpu *v)
     return err;
 }
 
+/* Code that runs a few hundred times a second is out of the caches each time. With large pages, at
+ * least its addresses are not. */
+static void use_large_pages(const struct rv_vcpu *v)
+{
+    void *tcg = RV_AT(v->uc, UC_TCG, void *);
+    uintptr_t first = RV_AT(tcg, TCG_CODE_BUFFER, uintptr_t), page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t end = first + RV_AT(tcg, TCG_CODE_BUFFER_BYTES, size_t);
+    first &= ~(page - 1);
+    (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
+}
+
 static uc_err open_engine(struct rv_vcpu *v)
 {
     uc_err err = rv_engine.uc_open(UC_ARCH_X86, UC_MODE_64, &v->uc);
@@ -64,6 +75,7 @@ static uc_err open_engine(struct rv_vcpu *v)
     RV_AT(v->uc, UC_NO_EXIT_REQUEST, uint8_t) = 1;
     v->cpu = rv_cpu_of(v->uc);
     v->env = rv_env_of(v->uc);
+    use_large_pages(v);
     if (rv_codepages_attach(v) || rv_jumpcache_attach(v) || rv_largepages_attach(v))
         return UC_ERR_NOMEM;
     err = (uc_err)rv_exceptions_attach(v);
