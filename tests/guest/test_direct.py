@@ -109,6 +109,20 @@ def test_code_before_a_page_that_could_go_on_with_cpuid_runs_natively() -> None:
         assert vm.machine.vcpu.direct_counts().native_s > 0.05
 
 
+def test_a_page_that_the_guest_has_just_supplied_is_there_when_its_program_goes_on() -> None:
+    """Hundreds of page faults of a program that computes: one trap each, not a second to map it."""
+    if missing := programs.missing_tools():
+        pytest.skip(f"needs {', '.join(missing)}")
+    files = {"/usr/bin/workloads": programs.build_program("workloads")}
+    script = exec_argument("/usr/bin/workloads matmul 8")
+    with debian_vm(ImageStore().build("debian"), script, files=files) as vm:
+        _require_direct(vm)
+        assert vm.wait(2 * HANGS_AFTER_S) is PowerState.HALTED
+        counts = vm.machine.vcpu.direct_counts()
+    assert counts.stays > 100
+    assert counts.traps < 1.5 * counts.stays
+
+
 def _until_busy(vm: Vm) -> None:
     """A shell that computes for a while."""
     console = expect(vm)

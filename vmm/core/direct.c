@@ -44,6 +44,7 @@ enum next {
 static void drop_space(struct rv_vcpu *v, int index)
 {
     struct rv_direct *d = v->direct;
+    d->fault.space = NULL;
     rv_mirror_free(d->spaces[index]);
     memmove(&d->spaces[index], &d->spaces[index + 1],
             (size_t)(DIRECT_SPACES - 1 - index) * sizeof(d->spaces[0]));
@@ -187,6 +188,10 @@ static enum next on_page_fault(struct rv_vcpu *v, struct rv_mirror *m, struct rv
     case MIRROR_DONE:
         return NATIVE;
     case MIRROR_FAULT:
+        v->direct->fault.space = m;
+        v->direct->fault.address = address;
+        v->direct->fault.write = write;
+        v->direct->fault.fetch = fetch;
         page_fault(v, address, error);
         return ENGINE;
     case MIRROR_LOST:
@@ -282,6 +287,14 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
     return ran && !*lost;
 }
 
+/* The page that this space's user code was not given last. */
+static int supply(struct rv_direct *d, struct rv_mirror *m)
+{
+    bool ours = d->fault.space == m;
+    d->fault.space = NULL;
+    return ours ? rv_mirror_expect(m, d->fault.address, d->fault.write, d->fault.fetch) : 0;
+}
+
 void rv_direct_run(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
@@ -297,7 +310,7 @@ void rv_direct_run(struct rv_vcpu *v)
     }
     uint64_t switch_ticks = m->switch_ticks;
     rv_choice_begin(d);
-    bool lost = rv_mirror_sync(m) != 0;
+    bool lost = rv_mirror_sync(m) != 0 || supply(d, m) != 0;
     enum next next = lost ? ENGINE : NATIVE;
     if (!lost)
         rv_world_leave(v, m->stub->registers);

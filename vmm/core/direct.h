@@ -55,6 +55,12 @@ struct rv_direct {
     uint32_t coin;           /* not 0: the world is chosen at random (tests) */
     uint64_t stay_began, stay_running, stay_runs; /* of the native stay that is on */
     bool stay_goes_on;       /* it was interrupted, but not by the guest */
+    /* The page fault that the guest got last, and not yet came back from. */
+    struct {
+        struct rv_mirror *space; /* NULL: none */
+        uint64_t address;
+        bool write, fetch;
+    } fault;
     int runner;              /* the stub's process while it runs, or 0: other threads read it */
     /* For the census: ticks, and numbers of stays and of traps */
     uint64_t native_ticks, switching_ticks, stays, traps;

@@ -442,6 +442,17 @@ enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool wri
     return MIRROR_DONE;
 }
 
+int rv_mirror_expect(struct rv_mirror *m, uint64_t va, bool write, bool fetch)
+{
+    struct rv_walk w;
+    uint32_t error;
+    uint64_t used = PTE_A | (write ? PTE_D : 0);
+    if (rv_walk(m->vcpu, m->cr3, va, write, fetch, &w) != WALK_MAPPED ||
+        (w.entry[w.last] & used) != used)
+        return 0;
+    return rv_mirror_fault(m, va, write, fetch, &error) == MIRROR_LOST ? -1 : 0;
+}
+
 struct rv_mirror *rv_mirror_new(struct rv_vcpu *v, struct rv_stub *stub, uint64_t cr3)
 {
     struct rv_mirror *m = calloc(1, sizeof(*m));

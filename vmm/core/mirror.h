@@ -72,6 +72,10 @@ void rv_mirror_free(struct rv_mirror *m);
 enum rv_mirror_result rv_mirror_fault(struct rv_mirror *m, uint64_t va, bool write, bool fetch,
                                       uint32_t *error);
 
+/* The guest has had this page fault and goes on: map the page if its kernel has supplied it, rather
+ * than wait for the trap. 0, or -1: the stub is gone. */
+int rv_mirror_expect(struct rv_mirror *m, uint64_t va, bool write, bool fetch);
+
 /* Make the mirror true. 0, or -1: the stub is gone. */
 int rv_mirror_sync(struct rv_mirror *m);
 
