@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -30,14 +30,20 @@ class Selfcheck:
     image: Image
     executable: Path
     expected: str
+    sections: tuple[str, ...] = ()
 
     def run_natively(self) -> str:
-        return _run_natively(self.executable)
+        return _run_natively(self.executable, self.sections)
+
+    def only(self, *sections: str) -> Selfcheck:
+        """A part of it."""
+        expected = _run_natively(self.executable, sections)
+        return replace(self, sections=sections, expected=expected)
 
     def started(self, *, tick_us: int = 0) -> AbstractContextManager[Vm]:
         """A VM that runs the program and powers off, with a timer that ticks beside it."""
         tick = f"{_PROGRAM} --tick {tick_us} & " if tick_us else ""
-        script = exec_argument(f"{tick}{_PROGRAM} --rounds {_ROUNDS}")
+        script = exec_argument(f"{tick}{' '.join([_PROGRAM, *_arguments(self.sections)])}")
         return debian_vm(self.image, script, files={_PROGRAM: self.executable})
 
     def check(self, vm: Vm) -> None:
@@ -48,8 +54,12 @@ class Selfcheck:
         assert output == self.expected
 
 
-def _run_natively(executable: Path) -> str:
-    command = [str(executable), "--rounds", str(_ROUNDS)]
+def _arguments(sections: tuple[str, ...]) -> list[str]:
+    return ["--rounds", str(_ROUNDS), *sections]
+
+
+def _run_natively(executable: Path, sections: tuple[str, ...] = ()) -> str:
+    command = [str(executable), *_arguments(sections)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -44,6 +44,23 @@ def test_worlds_that_alternate_at_random_lose_nothing(selfcheck: Selfcheck) -> N
         assert counts.native_s > 0
 
 
+def test_interrupts_that_come_before_the_stub_has_gone_on_lose_nothing(
+    selfcheck: Selfcheck,
+) -> None:
+    """So many that most find the stub in its handler, again and again."""
+    part = selfcheck.only("signals", "timers")
+    with part.started() as vm:
+        _require_direct(vm)
+        vm.pause()
+        vm.machine.vcpu.choose_at_random(on=True)
+        vm.resume()
+        while vm.wait(0.0005) is None:
+            for _ in range(2000):
+                vm.machine.vcpu.kick()
+        part.check(vm)
+        assert vm.machine.vcpu.direct_counts().native_s > 0
+
+
 def test_nothing_is_native_when_it_is_not_wanted() -> None:
     with debian_vm(ImageStore().build("debian"), direct=False) as vm:
         _until_busy(vm)

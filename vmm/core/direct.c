@@ -156,6 +156,13 @@ static bool inside_window(const struct rv_mirror *m, uint64_t rip)
     return rip - m->stub->base < STUB_BYTES;
 }
 
+/* Guest code has not run since the stub was resumed: an interrupt came first. The last instruction of
+ * the handler has a stack of its own, so there the frame of the signal takes the place of a trap's. */
+static bool came_first(const struct rv_mirror *m, const struct rv_stub_trap *trap)
+{
+    return !trap->signal || (trap->signal == SIGUSR1 && inside_window(m, trap->rip));
+}
+
 static enum next on_system_call(struct rv_vcpu *v, const struct rv_stub_trap *trap)
 {
     uint64_t *gpr = &RV_AT(v->env, ENV_REGS, uint64_t);
@@ -225,7 +232,7 @@ static bool emulate_rdtsc(struct rv_vcpu *v, uint64_t rip)
 
 static enum next on_trap(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *trap)
 {
-    if (!trap->signal || trap->signal == SIGUSR1)
+    if (trap->signal == SIGUSR1)
         return ENGINE;
     if (inside_window(m, trap->rip)) {
         bool nxe = RV_AT(v->env, ENV_EFER, uint64_t) & EFER_NXE;
@@ -318,7 +325,7 @@ void rv_direct_run(struct rv_vcpu *v)
     while (next == NATIVE && resume(v, m, &trap, &died)) {
         struct rv_stub_registers *r = m->stub->registers;
         d->traps++;
-        if (!trap.signal)
+        if (came_first(m, &trap))
             break; /* what it was resumed with, and what the engine has, still holds */
         rv_world_enter(v, r, &trap);
         next = on_trap(v, m, &trap);

@@ -192,6 +192,7 @@ static int find_frame(struct rv_stub *s, const __u64 *handler_arguments)
         !in_signals(s, handler_arguments[2], offsetof(ucontext_t, uc_sigmask), &s->frame))
         return -1;
     const mcontext_t *context = &((ucontext_t *)(s->signals + s->frame))->uc_mcontext;
+    s->registers->stack = handler_arguments[2] - sizeof(uint64_t); /* the frame's first word */
     return in_signals(s, (uint64_t)(uintptr_t)context->fpregs, 512, &s->fx) ? 0 : -1;
 }
 

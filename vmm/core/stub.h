@@ -48,7 +48,8 @@ struct rv_stub_registers {
     uint64_t fs_base, gs_base;
     uint64_t ds, es, fs, gs; /* selectors, told only */
     uint64_t reload; /* not 0: load ds, es, fs and gs, too */
-    uint64_t unused[4];
+    uint64_t stack; /* where a signal that comes in the handler has its frame: below the first one */
+    uint64_t unused[3];
     uint8_t fx[512] __attribute__((aligned(64))); /* XSAVE: legacy region and header */
     uint64_t xstate[8];
 };

@@ -19,6 +19,10 @@ __asm__(
 
     /* Each signal: RDX is the ucontext_t, which goes along as the call's third argument. */
     "rv_stub_handler:\n"
+    "    mov registers+224(%rip), %rax\n" /* frames of signals in here are never gone back to, and */
+    "    test %rax, %rax\n"               /* shall not pile up until the first is overwritten */
+    "    cmovz %rsp, %rax\n"
+    "    mov %rax, %rsp\n"
     "    rdfsbase %rax\n"
     "    mov %rax, registers+168(%rip)\n"
     "    rdgsbase %rax\n"
