@@ -153,8 +153,10 @@ class Cluster:
             cluster._file = file.model_copy(update={"phase": "up"})
             cluster_file.save(cluster._file)
         except BaseException:
-            ray_session.disconnect()
-            local_ray.stop(file)
+            try:
+                ray_session.disconnect()
+            finally:
+                local_ray.stop(file)
             raise
         return cluster
 

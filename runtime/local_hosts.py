@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -20,9 +19,8 @@ from rayvisor.actors import capacity
 from rayvisor.vmm.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rayvisor.runtime.cluster_file import ClusterFile
+    from rayvisor.runtime.local_ray import Starter
 
 MAX_HOSTS: Final = 16
 RESTARTED_OBJECT_STORE_BYTES: Final = 256 << 20
@@ -73,32 +71,19 @@ def environment(cluster: ClusterFile, number: int) -> dict[str, str]:
 
 
 def start_others(
-    cluster: ClusterFile,
-    share: Share,
-    env: dict[str, str],
-    object_store_bytes: int,
-    run: Callable[[list[str], dict[str, str], str], None],
+    cluster: ClusterFile, share: Share, env: dict[str, str], object_store_bytes: int
 ) -> None:
     """Start every host but the first, all at once.
 
     Raises:
         ClusterError: one does not start.
     """
-    errors: list[Exception] = []
-
-    def start_one(number: int) -> None:
-        try:
-            _start(cluster, number, share, env, object_store_bytes, run)
-        except Exception as error:  # noqa: BLE001 - raised where it was asked for
-            errors.append(error)
-
-    threads = [threading.Thread(target=start_one, args=(n,)) for n in range(2, share.hosts + 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    starters = [
+        _starter(cluster, number, share, env, object_store_bytes)
+        for number in range(2, share.hosts + 1)
+    ]
+    for starter in starters:
+        starter.wait()
 
 
 def start(cluster: ClusterFile, number: int) -> None:
@@ -109,24 +94,15 @@ def start(cluster: ClusterFile, number: int) -> None:
     """
     from rayvisor.runtime import local_ray
 
-    _start(
-        cluster,
-        number,
-        shares(cluster.hosts),
-        local_ray.environment(cluster),
-        RESTARTED_OBJECT_STORE_BYTES,
-        local_ray.run,
-    )
+    share, env = shares(cluster.hosts), local_ray.environment(cluster)
+    _starter(cluster, number, share, env, RESTARTED_OBJECT_STORE_BYTES).wait()
 
 
-def _start(
-    cluster: ClusterFile,
-    number: int,
-    share: Share,
-    env: dict[str, str],
-    object_store_bytes: int,
-    run: Callable[[list[str], dict[str, str], str], None],
-) -> None:
+def _starter(
+    cluster: ClusterFile, number: int, share: Share, env: dict[str, str], object_store_bytes: int
+) -> Starter:
+    from rayvisor.runtime.local_ray import Starter
+
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start"),
         *(f"--address={cluster.address}", "--node-ip-address=127.0.0.1"),
@@ -135,7 +111,7 @@ def _start(
         *("--log-style=record", "--log-color=false"),
         *options(number, share),
     ]
-    run(command, {**env, **environment(cluster, number)}, f"start-{name_of(number)}")
+    return Starter.of(command, {**env, **environment(cluster, number)}, f"start-{name_of(number)}")
 
 
 def processes(cluster: ClusterFile, name: str) -> list[int]:

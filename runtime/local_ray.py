@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -57,23 +58,30 @@ def start(
     cluster = _prepare(dashboard=dashboard).model_copy(update={"hosts": hosts})
     try:
         progress("starting Ray on this machine")
-        threading.Thread(target=meanwhile, args=(cluster,), daemon=True).start()
+        threading.Thread(target=_try, args=(meanwhile, cluster), daemon=True).start()
         command = _command(
             cluster, object_store_bytes=object_store_bytes, cpus=cpus, dashboard=dashboard
         )
         share = local_hosts.shares(hosts)
         first = {} if hosts == 1 else local_hosts.environment(cluster, 1)
-        run(command + local_hosts.options(1, share), {**environment(cluster), **first})
+        head = command + local_hosts.options(1, share)
+        Starter.of(head, {**environment(cluster), **first}).wait()
         address = (Path(cluster.temp_dir) / "ray_current_cluster").read_text(encoding="ascii")
         cluster = cluster.model_copy(update={"address": address.strip()})
         cluster_file.save(cluster)
         if hosts > 1:
             progress(f"starting {hosts - 1} more hosts")
-            local_hosts.start_others(cluster, share, environment(cluster), object_store_bytes, run)
+            local_hosts.start_others(cluster, share, environment(cluster), object_store_bytes)
     except BaseException:
         stop(cluster)
         raise
     return cluster
+
+
+def _try(meanwhile: Callable[[ClusterFile], None], cluster: ClusterFile) -> None:
+    """What fails here fails again, and is told, where it is needed."""
+    with contextlib.suppress(Exception):
+        meanwhile(cluster)
 
 
 def stop(cluster: ClusterFile) -> int:
@@ -200,30 +208,42 @@ def _command(
     return command
 
 
-def run(command: list[str], env: dict[str, str], name: str = "start") -> None:
-    """Run `ray start`, which ends once the node is ready and leaves its processes behind.
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """A `ray start` under way; it ends once its node is ready, and leaves its processes behind."""
 
-    Raises:
-        ClusterError: it does not start.
-    """
-    log = cluster_file.folder() / f"{name}.log"
-    with log.open("wb") as output:
-        starter = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=env,
-            start_new_session=True,  # ctrl-C is ours to handle
-        )
-    try:
-        status = starter.wait(START_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise ClusterError(
-            f"Ray was not ready after {START_TIMEOUT_S:.0f} s; its output is in {log}"
-        ) from None
-    if status:
-        raise ClusterError(f"Ray did not start: {_last_line(log)} (all of it: {log})")
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def of(cls, command: list[str], env: dict[str, str], name: str = "start") -> Starter:
+        """Begin it."""
+        log = cluster_file.folder() / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                start_new_session=True,  # ctrl-C is ours to handle
+            )
+        return cls(process, log)
+
+    def wait(self) -> None:
+        """Until the node is ready.
+
+        Raises:
+            ClusterError: it does not start.
+        """
+        try:
+            status = self.process.wait(START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise ClusterError(
+                f"Ray was not ready after {START_TIMEOUT_S:.0f} s; its output is in {self.log}"
+            ) from None
+        if status:
+            raise ClusterError(f"Ray did not start: {_last_line(self.log)} (all of it: {self.log})")
 
 
 def environment(cluster: ClusterFile) -> dict[str, str]:

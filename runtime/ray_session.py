@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def is_connected() -> bool:
     """Whether this program has connected to a Ray; Ray is not imported to find out."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    # A module without it is one whose import was broken off, or still goes on.
+    is_initialized = getattr(ray, "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
 
 
 def is_up(file: ClusterFile) -> bool:
