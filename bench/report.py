@@ -59,6 +59,12 @@ def take_precedence() -> None:
         atexit.register(autogroup.write_text, "0")
 
 
+def _priority() -> str:
+    real_time = {os.SCHED_RR, os.SCHED_FIFO}
+    before_all = "real time, " if os.sched_getscheduler(0) in real_time else ""
+    return f"{before_all}nice {os.getpriority(os.PRIO_PROCESS, 0)}"
+
+
 def percentile(values: list[float], percent: float) -> float:
     """The value that `percent` of `values` do not exceed (nearest rank)."""
     ordered = sorted(values)
@@ -125,7 +131,7 @@ def _setting(name: str) -> dict[str, str]:
         "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
         "machine": f"{_cpu_model()}, {os.cpu_count()} CPUs, {_memory_gib()} GiB",
         "load": f"{load[0]:.1f} over the last minute, other work on the machine included",
-        "priority": f"nice {os.getpriority(os.PRIO_PROCESS, 0)}, contestants included",
+        "priority": f"{_priority()}, contestants included",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "unicorn": metadata.version("unicorn"),

@@ -59,6 +59,7 @@ def main() -> None:
             for who, found in process.items():
                 with Guest(who, files) as guest:
                     guest.shell()
+                    time.sleep(SETTLE_S)  # until what only the boot needed has been given back
                     guest.run(_LOAD)
                     time.sleep(SETTLE_S)
                     found.append(pss_mib(guest.process.pid)[0])
