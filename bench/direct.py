@@ -18,7 +18,8 @@ import math
 import os
 import subprocess
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from bench import tools
 from bench.contestants import (
@@ -34,13 +35,11 @@ from bench.contestants import (
 from bench.report import Cell, Report, finish, median, take_precedence, verdict
 from tests.support.programs import build_program
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 IN_GUEST: Final = "/usr/bin/workloads"
 NATIVE: Final = "native"
 # Below 512 MiB Linux gives programs no large pages of its own accord.
 MEMORY_MIB: Final = 1024
+LARGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SHORT: Final = 8
 SLOWEST_S: Final = 600.0
 
@@ -128,6 +127,15 @@ def natively(program: Path, name: str, scale: int, home: Path) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+def host_large_pages() -> str:
+    """When Linux gives programs large pages here."""
+    try:
+        words = LARGE_PAGES.read_text()
+    except OSError:
+        return "none"
+    return words.partition("[")[2].partition("]")[0]
 
 
 def measure(
@@ -251,6 +259,7 @@ def main() -> None:
         "one static binary of baseline x86-64; checksums agreed in every run",
         f"find, shell and compile run {versions}",
         "native: one CPU, as a guest has one; QEMU: machine type microvm, PVH",
+        f"large pages of the host, for native programs: {host_large_pages()}",
     ]
     if any(one.kind == "cpu" for one in todo):
         notes.append(lost(todo, found))
