@@ -8,10 +8,15 @@ Nothing is ever unpickled, and nothing read is trusted.
 
 from __future__ import annotations
 
-from dataclasses import field, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from functools import cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from rayvisor.vmm.errors import CorruptStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class State(Protocol):
@@ -107,16 +112,60 @@ def check(state: S) -> S:
     return state
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a class of states is read, found out once: checkpoints do it many times a second.
+
+    Attributes:
+        names: the fields.
+        values: gives all their values.
+        composed: those that are not plain values, and how they become so.
+    """
+
+    names: tuple[str, ...]
+    values: Callable[[Any], tuple[Any, ...]]
+    composed: tuple[tuple[str, Callable[[Any], Any]], ...]
+
+
+@cache
+def _plan(cls: type[State]) -> _Plan:
+    names = tuple(f.name for f in fields(cls))
+    composed: list[tuple[str, Callable[[Any], Any]]] = []
+    for f in fields(cls):
+        if "cls" in f.metadata:
+            composed.append((f.name, _pack_all if "count" in f.metadata else pack))
+        elif "count" in f.metadata:
+            composed.append((f.name, list))
+    return _Plan(names, _values_getter(names), tuple(composed))
+
+
+def _values_getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda state: tuple(getattr(state, name) for name in names)
+
+
+def _pack_all(states: tuple[State, ...]) -> list[dict[str, Any]]:
+    return [pack(state) for state in states]
+
+
+def copied(state: S, **changes: Any) -> S:  # noqa: ANN401 - whatever the fields hold
+    """A shallow copy with `changes`: `dataclasses.replace` in a fraction of the time."""
+    cls = type(state)
+    copy = cls(*_plan(cls).values(state))
+    for name, value in changes.items():
+        setattr(copy, name, value)
+    return copy
+
+
 def pack(state: State) -> dict[str, Any]:
     """Plain values (int, bool, bytes, list, dict) that msgpack can carry."""
     schema_id, version = state.SCHEMA
+    plan = _plan(type(state))
     out: dict[str, Any] = {"schema": schema_id, "version": version}
-    for f in fields(state):
-        value = getattr(state, f.name)
-        if "cls" in f.metadata:
-            out[f.name] = [pack(v) for v in value] if "count" in f.metadata else pack(value)
-        else:
-            out[f.name] = list(value) if "count" in f.metadata else value
+    out.update(zip(plan.names, plan.values(state), strict=True))
+    for name, plain in plan.composed:
+        out[name] = plain(out[name])
     return out
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayvisor.vmm.errors import CorruptStateError
-from rayvisor.vmm.state import State, pack, unpack
+from rayvisor.vmm.state import State, copied, pack, unpack
 from tests.support.chips import RIGS, Rig
 
 if TYPE_CHECKING:
@@ -38,6 +38,18 @@ STEPS: st.SearchStrategy[list[Step]] = st.lists(
 )
 
 every_chip = pytest.mark.parametrize("make", RIGS.values(), ids=RIGS)
+
+
+@every_chip
+def test_a_copy_of_a_state_is_the_same_and_another(make: Callable[[], Rig]) -> None:
+    for device in make().devices:
+        state = device.snapshot()
+        copy = copied(state)
+        assert copy == replace(state) == state
+        assert copy is not state
+        for field in fields(state):
+            assert getattr(copied(state, **{field.name: None}), field.name) is None
+            assert getattr(state, field.name) is not None
 
 
 def play(rig: Rig, steps: list[Step]) -> list[object]:

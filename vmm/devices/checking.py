@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 from rayvisor.vmm.errors import CorruptStateError
-from rayvisor.vmm.state import State, check
+from rayvisor.vmm.state import State, check, copied
 
 S = TypeVar("S", bound=State)
 
@@ -19,7 +18,7 @@ def checked_copy(cls: type[S], state: object) -> S:
     """
     if type(state) is not cls:
         raise CorruptStateError(f"{cls.SCHEMA[0]}: found {type(state).__name__} in its place")
-    return replace(check(state))
+    return copied(check(state))
 
 
 def require(cls: type[State], holds: bool, rule: str) -> None:

@@ -9,11 +9,11 @@ status. Not modelled: keys (nobody types on it), the keyboard lock, password com
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy, require
-from rayvisor.vmm.state import blob, flag, ranged, uint
+from rayvisor.vmm.state import blob, copied, flag, ranged, uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,7 +145,7 @@ class I8042:
 
     def snapshot(self) -> I8042State:
         """A copy of the registers."""
-        return replace(self._s, ram=bytes(self._ram))
+        return copied(self._s, ram=bytes(self._ram))
 
     def restore(self, state: I8042State) -> None:
         """Take over `state`, drive the IRQ line and A20.

@@ -6,14 +6,14 @@ Source: Intel 8254 datasheet (order number 231164). The counters themselves are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices import i8254_counter as counter
 from rayvisor.vmm.devices.checking import checked_copy, require
 from rayvisor.vmm.devices.i8254_counter import RUNNING, CounterState
-from rayvisor.vmm.state import nested
+from rayvisor.vmm.state import copied, nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -241,4 +241,4 @@ class I8254:
 
 
 def _copy(s: I8254State) -> I8254State:
-    return replace(s, counters=tuple(replace(c) for c in s.counters))
+    return copied(s, counters=tuple(copied(c) for c in s.counters))

@@ -7,12 +7,12 @@ it gets 8086 vectors) and buffered mode, which only steers a bus transceiver.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy, require
-from rayvisor.vmm.state import flag, ranged, uint
+from rayvisor.vmm.state import copied, flag, ranged, uint
 
 if TYPE_CHECKING:
     from rayvisor.vmm.devices.base import IrqLine
@@ -176,7 +176,7 @@ class I8259:
 
     def snapshot(self) -> I8259State:
         """A copy of the registers."""
-        return replace(self._s)
+        return copied(self._s)
 
     def restore(self, state: I8259State) -> None:
         """Take over `state` and drive INT accordingly.

@@ -9,11 +9,11 @@ ones, as a port that nothing answers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rayvisor.vmm.devices.checking import checked_copy, require
-from rayvisor.vmm.state import flag, uint
+from rayvisor.vmm.state import copied, flag, uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ class Ib700:
 
     def snapshot(self) -> Ib700State:
         """A copy of the registers."""
-        return replace(self._s)
+        return copied(self._s)
 
     def restore(self, state: Ib700State) -> None:
         """Take over `state` and re-arm.

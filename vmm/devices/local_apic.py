@@ -9,13 +9,13 @@ to go to; sensors and counters at the thermal and performance entries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rayvisor.vmm.devices.checking import checked_copy, require
 from rayvisor.vmm.devices.local_apic_timer import TSC_DEADLINE, ApicTimer, ApicTimerState
-from rayvisor.vmm.state import flag, nested, uint, uints
+from rayvisor.vmm.state import copied, flag, nested, uint, uints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +199,7 @@ class LocalApic:
     def snapshot(self) -> LocalApicState:
         """A copy of the registers."""
         self._take_back()
-        return replace(
+        return copied(
             self._s, isr=_words(self._isr), irr=_words(self._irr), timer=self._timer.snapshot()
         )
 

@@ -7,10 +7,10 @@ slow processor would see them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
-from rayvisor.vmm.state import ranged, uint
+from rayvisor.vmm.state import copied, ranged, uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,11 +146,11 @@ class ApicTimer:
 
     def snapshot(self) -> ApicTimerState:
         """A copy of the registers."""
-        return replace(self._s)
+        return copied(self._s)
 
     def restore(self, state: ApicTimerState) -> None:
         """Take over a state that has been checked, and re-arm."""
-        self._s = replace(state)
+        self._s = copied(state)
         self._arm()
 
     def _period_ns(self) -> int:

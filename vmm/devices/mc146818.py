@@ -9,7 +9,7 @@ the time instead of leaving it to be written anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy, require
@@ -20,7 +20,7 @@ from rayvisor.vmm.devices.mc146818_time import (
     encode,
     seconds_until_alarm,
 )
-from rayvisor.vmm.state import blob, flag, ranged, sint, uint
+from rayvisor.vmm.state import blob, copied, flag, ranged, sint, uint
 
 if TYPE_CHECKING:
     from rayvisor.vmm.devices.base import Clock, IrqLine
@@ -158,7 +158,7 @@ class Mc146818:
 
     def snapshot(self) -> Mc146818State:
         """A copy of the registers."""
-        return replace(self._s, cmos=bytes(self._cmos))
+        return copied(self._s, cmos=bytes(self._cmos))
 
     def restore(self, state: Mc146818State) -> None:
         """Take over `state`, drive the IRQ line and re-arm.

@@ -6,11 +6,11 @@ Not modelled: the speaker makes no sound; parity and channel checks never occur.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy
-from rayvisor.vmm.state import uint
+from rayvisor.vmm.state import copied, uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ class Port61:
 
     def snapshot(self) -> Port61State:
         """A copy of the register."""
-        return replace(self._s)
+        return copied(self._s)
 
     def restore(self, state: Port61State) -> None:
         """Take over `state` and drive the gate, which the timer's own state holds as well.

@@ -5,11 +5,11 @@ Source: IBM PC/AT technical reference (manufacturing test port; page register 0 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy
-from rayvisor.vmm.state import uint
+from rayvisor.vmm.state import copied, uint
 
 REGISTERS = 1
 
@@ -48,7 +48,7 @@ class Port80:
 
     def snapshot(self) -> Port80State:
         """A copy of the register."""
-        return replace(self._s)
+        return copied(self._s)
 
     def restore(self, state: Port80State) -> None:
         """Take over `state`.

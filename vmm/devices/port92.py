@@ -6,11 +6,11 @@ the security lock and the fixed-disk light (bits 3, 6 and 7) are plain bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy
-from rayvisor.vmm.state import uint
+from rayvisor.vmm.state import copied, uint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ class Port92:
 
     def snapshot(self) -> Port92State:
         """A copy of the register."""
-        return replace(self._s)
+        return copied(self._s)
 
     def restore(self, state: Port92State) -> None:
         """Take over `state` and drive A20.

@@ -8,11 +8,11 @@ occur), DMA signalling (RXRDY and TXRDY are not wired on a PC).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rayvisor.vmm.devices.checking import checked_copy, require
-from rayvisor.vmm.state import blob, flag, uint
+from rayvisor.vmm.state import blob, copied, flag, uint
 
 if TYPE_CHECKING:
     from rayvisor.vmm.devices.base import ByteSink, Clock, IrqLine
@@ -192,7 +192,7 @@ class Uart16550:
 
     def snapshot(self) -> Uart16550State:
         """A copy of the registers, the FIFO and the backlog."""
-        return replace(self._s, backlog=bytes(self._backlog))
+        return copied(self._s, backlog=bytes(self._backlog))
 
     def restore(self, state: Uart16550State) -> None:
         """Take over `state`, drive the IRQ line and re-arm.
