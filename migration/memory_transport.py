@@ -38,16 +38,17 @@ class MemoryTransport:
         self._thread = threading.Thread(target=self._work, name="migration-carry", daemon=True)
         self._thread.start()
 
-    def send(self, frame: bytes) -> None:
-        """Queue a frame. See `rayvisor.migration.roles.Transport`."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._broken or len(self._out) < self._in_flight
-            )
-            if self._closed or self._broken:
-                raise TransportError(f"the other side is gone: {self._broken or 'closed'}")
-            self._out.append(frame)
-            self._changed.notify_all()
+    def send(self, *frames: bytes) -> None:
+        """Queue frames. See `rayvisor.migration.roles.Transport`."""
+        for frame in frames:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or self._broken or len(self._out) < self._in_flight
+                )
+                if self._closed or self._broken:
+                    raise TransportError(f"the other side is gone: {self._broken or 'closed'}")
+                self._out.append(frame)
+                self._changed.notify_all()
 
     def receive(self, timeout_s: float) -> bytes | None:
         """The next reply. See `rayvisor.migration.roles.Transport`."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rayvisor.migration.roles import Transport
 
 LOOK_EVERY_S: Final = 0.05
+TOGETHER_BYTES: Final = 64 << 10
+"""Small frames that wait are sent at once, up to so many bytes."""
 
 
 class Outbox:
@@ -50,10 +52,15 @@ class Outbox:
         self._worker = 0
         self.pace(urgent=True)
 
-    def put(self, frame: Frame, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def put(
+        self, frame: Frame, meanwhile: Callable[[], None] = lambda: None, *, more: bool = False
+    ) -> None:
         """Send `frame` after those before it.
 
-        `meanwhile` is called now and then while there is no room; it may raise.
+        Args:
+            frame: What to send.
+            meanwhile: Called now and then while there is no room; it may raise.
+            more: Others follow at once: it may wait, to be sent with them.
 
         Raises:
             TransportError: the transport has failed, or the outbox is closed.
@@ -69,7 +76,8 @@ class Outbox:
                 self._fail_if_broken()
                 if len(self._waiting) < self._room:
                     self._waiting.append(frame)
-                    self._changed.notify_all()
+                    if not more or len(self._waiting) >= self._room:
+                        self._changed.notify_all()
                     return
             meanwhile()
 
@@ -136,11 +144,11 @@ class Outbox:
                 )
                 if self._closed or self._worker != number:
                     return
-                frame = self._waiting.popleft()
+                together = self._take_together()
                 self._busy = True
                 self._changed.notify_all()
             try:
-                self._send(frame)
+                self._send(together)
             except Exception as error:  # noqa: BLE001 - raised where the next frame is put
                 with self._changed:
                     self._error = error
@@ -151,19 +159,33 @@ class Outbox:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _send(self, frame: Frame) -> None:
-        data = frames.encode(self._seq, frame)
-        self._seq += 1
+    def _take_together(self) -> list[Frame]:
+        taken, total = [self._waiting.popleft()], 0
+        while self._waiting:
+            total += _data_bytes(taken[-1])
+            if total + _data_bytes(self._waiting[0]) > TOGETHER_BYTES:
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _send(self, together: list[Frame]) -> None:
+        encoded = [frames.encode(self._seq + i, frame) for i, frame in enumerate(together)]
+        self._seq += len(encoded)
+        total = sum(map(len, encoded))
         started_s = time.monotonic()
-        self._transport.send(data)
+        self._transport.send(*encoded)
         sent_s = time.monotonic()
         with self._changed:
-            self.bytes_sent += len(data)
-            # The cap is on the average: after each frame comes the pause that it has earned.
+            self.bytes_sent += total
+            # The cap is on the average: after the frames comes the pause that they have earned.
             while self._bytes_per_s is not None and not self._closed:
-                pause_s = started_s + len(data) / self._bytes_per_s - time.monotonic()
+                pause_s = started_s + total / self._bytes_per_s - time.monotonic()
                 if pause_s <= 0:
                     break
                 self._changed.wait(pause_s)
             if self._bytes_per_s is not None:
                 self.capped_s += time.monotonic() - sent_s
+
+
+def _data_bytes(frame: Frame) -> int:
+    return len(getattr(frame, "data", b""))

@@ -148,8 +148,8 @@ class Transport(Protocol):
     `send` and `receive` may be called by two threads at the same time.
     """
 
-    def send(self, frame: bytes) -> None:
-        """Take a frame, and wait while too much is under way.
+    def send(self, *frames: bytes) -> None:
+        """Take frames, and wait while too much is under way.
 
         Raises:
             TransportError: the other side is gone.

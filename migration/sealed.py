@@ -73,9 +73,9 @@ class SealedTransport:
         except OSError as error:
             raise TransportError(f"the connection is lost: {error}") from error
 
-    def send(self, frame: bytes) -> None:
+    def send(self, *frames: bytes) -> None:
         """See `rayvisor.migration.roles.Transport`."""
-        self._inner.send(self._out.close(frame))
+        self._inner.send(*[self._out.close(frame) for frame in frames])
 
     def receive(self, timeout_s: float) -> bytes | None:
         """See `rayvisor.migration.roles.Transport`."""

@@ -12,26 +12,33 @@ import socket
 import struct
 import threading
 import time
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rayvisor.migration.background import in_background
 from rayvisor.migration.errors import TransportError
 from rayvisor.migration.frames import MAX_FRAME_BYTES
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _LENGTH: Final = struct.Struct(">I")
 BUFFER_BYTES: Final = 4 << 20
 """What the kernel may hold: one large frame under way while the next is made."""
 
+READ_BYTES: Final = 64 << 10
+"""Received at once, unless a large frame is under way, which goes where it belongs."""
+
 
 class _Reader:
-    """Frames out of a socket. Remembers the part of a frame that has come so far."""
+    """Frames out of a socket, several at a time if they are small. Remembers a part of one."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._head = bytearray()
-        self._body = bytearray()
+        self._room = memoryview(bytearray(READ_BYTES))
+        self._start = self._end = 0
+        self._body: bytearray | None = None
         self._filled = 0
         self.taken = 0
         """How often something has come."""
@@ -44,37 +51,57 @@ class _Reader:
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            if len(self._head) == _LENGTH.size and self._filled == len(self._body):
-                frame, self._body, self._filled = self._body, bytearray(), 0
-                self._head.clear()
+            frame = self._next_whole()
+            if frame is not None:
                 return frame
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             if not self._poll.poll(None if left_s is None else left_s * 1000):
                 return None
             self._take()
 
+    def _next_whole(self) -> bytearray | None:
+        """The next frame, if all of it is here."""
+        if self._body is None:
+            if self._end - self._start < _LENGTH.size:
+                return None
+            (length,) = _LENGTH.unpack_from(self._room, self._start)
+            if length > MAX_FRAME_BYTES:
+                raise TransportError(f"a frame of {length} bytes: {MAX_FRAME_BYTES} at most")
+            self._start += _LENGTH.size
+            self._body, self._filled = bytearray(length), 0
+        count = min(self._end - self._start, len(self._body) - self._filled)
+        piece = self._room[self._start : self._start + count]
+        self._body[self._filled : self._filled + count] = piece
+        self._start += count
+        self._filled += count
+        if self._filled < len(self._body):
+            return None
+        frame, self._body = self._body, None
+        return frame
+
     def _take(self) -> None:
-        self.taken += 1
-        if len(self._head) < _LENGTH.size:
-            part = self._connection.recv(_LENGTH.size - len(self._head))
-            if not part:
-                raise TransportError("the other side has closed the connection")
-            self._head += part
-            if len(self._head) == _LENGTH.size:
-                (length,) = _LENGTH.unpack(self._head)
-                if length > MAX_FRAME_BYTES:
-                    raise TransportError(f"a frame of {length} bytes: {MAX_FRAME_BYTES} at most")
-                self._body = bytearray(length)
-            return
-        count = self._connection.recv_into(memoryview(self._body)[self._filled :])
+        """Receive; all that came before has been taken out, but for a part of a length."""
+        if self._body is not None and len(self._body) - self._filled >= READ_BYTES:
+            count = self._connection.recv_into(memoryview(self._body)[self._filled :])
+            self._filled += count
+        else:
+            left = self._end - self._start
+            self._room[:left] = self._room[self._start : self._end]
+            count = self._connection.recv_into(self._room[left:])
+            self._start, self._end = 0, left + count
         if not count:
             raise TransportError("the other side has closed the connection")
-        self._filled += count
+        self.taken += 1
 
 
-def _send(connection: socket.socket, frame: bytes) -> None:
-    connection.sendall(_LENGTH.pack(len(frame)))
-    connection.sendall(frame)
+def _send(connection: socket.socket, frames: Sequence[bytes]) -> None:
+    """Send frames, together: the other side wakes once."""
+    parts = [part for frame in frames for part in (_LENGTH.pack(len(frame)), frame)]
+    if not parts:
+        return
+    sent, total = connection.sendmsg(parts), sum(map(len, parts))
+    if sent < total:
+        connection.sendall(memoryview(b"".join(parts))[sent:])
 
 
 def _tune(connection: socket.socket) -> None:
@@ -94,10 +121,10 @@ class SocketTransport:
         self._reader = _Reader(connection)
         self._closed = threading.Event()
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame; waits while the connection is full."""
+    def send(self, *frames: bytes) -> None:
+        """Send frames; waits while the connection is full."""
         try:
-            _send(self._connection, frame)
+            _send(self._connection, frames)
         except OSError as error:
             raise TransportError(f"the connection is lost: {error}") from error
 
@@ -154,8 +181,7 @@ def serve(connection: socket.socket, arrival: Receiver, look_every_s: float | No
             replies = (
                 arrival.idle(heard=reader.taken > before) if frame is None else arrival.feed(frame)
             )
-            for reply in replies:
-                _send(connection, reply)
+            _send(connection, replies)
 
     try:
         while True:

@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -119,9 +119,9 @@ def test_ram_arrives_as_it_was_at_the_end(
     source.before_harvest = activity
     send = pair.transport.send
 
-    def sending(frame: bytes) -> None:
+    def sending(*frames: bytes) -> None:
         write(next(under_way, []))
-        send(frame)
+        send(*frames)
 
     pair.transport.send = sending  # type: ignore[method-assign]
     report = pair.migration.run()
@@ -229,11 +229,9 @@ def test_on_an_overloaded_host_a_move_stops_giving_way(monkeypatch: pytest.Monke
     nice: list[int] = []
     pick = pages.Picker.pick
 
-    def picking(
-        self: pages.Picker, pending: bytes, first: int, chunk_bytes: int, *, keep: bool
-    ) -> pages.Picked:
+    def picking(*where: Any, keep: bool) -> pages.Picked:  # noqa: ANN401 - as the method
         nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return pick(self, pending, first, chunk_bytes, keep=keep)
+        return pick(*where, keep=keep)
 
     monkeypatch.setattr(pages.Picker, "pick", picking)
     report = pair.migration.run()
@@ -335,10 +333,10 @@ def test_a_carrier_that_takes_nothing_while_the_guest_stands_still() -> None:
     pair = Pair(MigrationConfig(stop_timeout_s=0.1))
     send, stuck = pair.transport.send, threading.Event()
 
-    def sending(frame: bytes) -> None:
+    def sending(*frames: bytes) -> None:
         if not pair.source.running:
             stuck.wait(5)
-        send(frame)
+        send(*frames)
 
     pair.transport.send = sending  # type: ignore[method-assign]
     with pytest.raises(MigrationFailedError, match="took nothing"):

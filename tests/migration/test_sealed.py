@@ -46,8 +46,8 @@ class Recorder:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
-    def send(self, frame: bytes) -> None:
-        self.sent.append(frame)
+    def send(self, *frames: bytes) -> None:
+        self.sent += frames
 
     def receive(self, timeout_s: float) -> bytes | None:
         return None

@@ -53,6 +53,16 @@ def test_frames_arrive_whole_and_in_order(ends: Ends) -> None:
     assert transport.receive(0) is None
 
 
+def test_frames_that_are_sent_together_arrive_as_they_are(ends: Ends) -> None:
+    transport, there = ends
+    sent = [bytes([i]) * size for i, size in enumerate((3, 0, 9_000_000, 5))]
+    sender = threading.Thread(target=transport.send, args=sent)
+    sender.start()
+    other = SocketTransport(there)
+    assert [other.receive(20) for _ in sent] == sent
+    sender.join()
+
+
 def test_a_frame_that_comes_in_pieces_is_waited_for(ends: Ends) -> None:
     transport, there = ends
     for piece in (b"\0", b"\0\0\x03", b"a", b"b"):
