@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rayvisor.actors.landing import GuestDestination
 from rayvisor.actors.quay import Quay
-from rayvisor.migration.ft_standby import LOOK_EVERY_S, Standby
+from rayvisor.migration.ft_standby import Standby
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ class Outpost:
         started_unix_s: float,
         on_run: Callable[[Takeover], None],
     ) -> None:
+        self._look_s = config.look_s
         self._standby = Standby(
             GuestDestination(guest.vm, guest, started_unix_s),
             guest.inputs,
@@ -57,7 +58,7 @@ class Outpost:
 
     def listen(self, address: str) -> Berth:
         """Wait for the primary on a thread of its own."""
-        return Quay(self, LOOK_EVERY_S).listen(address)
+        return Quay(self, self._look_s).listen(address)
 
     @property
     def urgent(self) -> bool:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rayvisor.actors.quay import Berth
     from rayvisor.migration.ft_config import FtConfig
     from rayvisor.migration.ft_primary import Cell
+    from rayvisor.migration.ft_sending import Aside
     from rayvisor.migration.ft_source import Checkpoint
-    from rayvisor.migration.pages import Picked
     from rayvisor.migration.roles import Ownership
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class _GuestCheckpoints(VmCheckpoints):
         self._guest = guest
         self._held = False
 
-    def cut(self, *, hold: bool, stay: bool, overflow: Callable[[Picked], None]) -> Checkpoint:
+    def cut(self, *, hold: bool, stay: bool, overflow: Callable[[Aside], None]) -> Checkpoint:
         if stay:
             self._guest.hold()
             self._held = True

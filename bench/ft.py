@@ -26,7 +26,7 @@ from rayvisor.migration.ft_config import FtConfig
 from rayvisor.migration.ft_inputs import Inputs
 from rayvisor.migration.ft_primary import Protector
 from rayvisor.migration.ft_source import Checkpoint, VmCheckpoints
-from rayvisor.migration.ft_standby import LOOK_EVERY_S, Standby
+from rayvisor.migration.ft_standby import Standby
 from rayvisor.migration.precopy import Migration
 from rayvisor.migration.socket_transport import SocketTransport, serve
 from rayvisor.migration.vm_destination import VmDestination
@@ -179,7 +179,7 @@ class Worker:
         def take_in() -> None:
             connection, _ = listener.accept()
             listener.close()
-            serve(connection, Goodbye(standby, vm), LOOK_EVERY_S)
+            serve(connection, Goodbye(standby, vm), FtConfig().look_s)
 
         threading.Thread(target=take_in, daemon=True).start()
         return int(listener.getsockname()[1])

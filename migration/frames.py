@@ -205,14 +205,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class EpochEnd:
-    """Fault tolerance: pages, output and state of epoch `epoch` have been sent; all count now."""
+    """Fault tolerance: pages and output of epoch `epoch` have been sent; all count now."""
 
     KIND: ClassVar = "epoch"
     epoch: int = number(1, 1 << 62)
     last: bool = boolean()
     """The source stands still: the other side is to go on."""
-    data: bytes = octets(MAX_TYPISTS_BYTES)
+    typed: bytes = octets(MAX_TYPISTS_BYTES)
     """Which input has been typed; see rayvisor.migration.ft_inputs."""
+    data: bytes = octets(MAX_HEAD_BYTES)
+    """The machine's state (`pack_state`), which is read when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,20 @@ Frame = (
 )
 
 _CLASSES: Final[dict[str, type[Any]]] = {cls.KIND: cls for cls in Frame.__args__}
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """The state of a machine, as rayvisor.vmm.snapshot writes it, in bytes."""
+    return bytes(msgpack.packb(state))
+
+
+def read_state(packed: bytes) -> dict[str, Any]:
+    """What `pack_state` wrote.
+
+    Raises:
+        StreamError: it is something else.
+    """
+    return _unpack(packed, MAX_HEAD_BYTES)
 
 
 def _checksum(kind: str, seq: int, head: bytes, data: bytes | memoryview) -> int:

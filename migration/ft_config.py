@@ -12,6 +12,7 @@ SHORTEST_EPOCH_S: Final = 0.002
 LONGEST_OF_SILENCE: Final = 1 / 3
 """The longest epoch, of the silence after which a primary is taken for dead."""
 LONGEST_EPOCHS: Final = 8
+LONGEST_LOOK_S: Final = 0.05
 SEED_DOWNTIME_S: Final = 0.5
 SEED_ROUNDS: Final = 5
 
@@ -68,6 +69,11 @@ class FtConfig:
             round_codec=Codec.LZ4,
             frames_in_flight=self.frames_in_flight,
         )
+
+    @property
+    def look_s(self) -> float:
+        """How often who hears nothing looks at how long that has been."""
+        return min(LONGEST_LOOK_S, self.beat_s)
 
     @property
     def beat_s(self) -> float:

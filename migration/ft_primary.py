@@ -1,8 +1,8 @@
 """The primary's side of fault tolerance: checkpoints for ever, output by acknowledgement.
 
-Performs what `rayvisor.migration.ft_protocol.Primary` says. One thread cuts, packs and decides; one
-listens to the secondary. One epoch is under way at most, so a slow link makes epochs longer and
-never fills memory.
+Performs what `rayvisor.migration.ft_protocol.Primary` says. One thread cuts and packs; one listens
+to the secondary, and shows what it has acknowledged. One epoch is under way at most, so a slow link
+makes epochs longer and never fills memory.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from rayvisor.migration import frames, pages
+from rayvisor.migration import frames
 from rayvisor.migration import ft_protocol as ft
-from rayvisor.migration.codec import Packer
-from rayvisor.migration.config import PAGE_BYTES, Codec
+from rayvisor.migration.config import PAGE_BYTES
 from rayvisor.migration.errors import IllegalPhaseError, OwnershipLostError
 from rayvisor.migration.ft_pace import Pace
 from rayvisor.migration.ft_protocol import Primary, PrimaryPhase, Verdict
-from rayvisor.migration.ft_source import plain_inputs, plain_state
-from rayvisor.migration.sending import TRIAL_PAGES, Tally
+from rayvisor.migration.ft_sending import EpochSender
+from rayvisor.migration.ft_source import packed_inputs, packed_state
 from rayvisor.vmm.errors import MachineStateError, MigrationError
 from rayvisor.vmm.stats import FtStats
 
@@ -30,17 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayvisor.migration.ft_config import FtConfig
+    from rayvisor.migration.ft_sending import Aside
     from rayvisor.migration.ft_source import Checkpoint, VmCheckpoints
-    from rayvisor.migration.pages import Picked
     from rayvisor.migration.precopy import Seeded
 
 _log = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.1
-LISTEN_S: Final = 0.02
+LOOK_EVERY_S: Final = 0.02
+"""How often it is looked whether somebody waits for output by now."""
 CLOSE_S: Final = 1.0
-DELTAS_PAY: Final = 2.0
-"""How much better than not at all differences must pack to be worth their copies."""
 _P = PrimaryPhase
 
 
@@ -67,7 +65,7 @@ class Protector:
         seeded: the stream to the secondary, which has the guest's pages but those pending.
         cell: who goes on when the two part.
         config: limits and choices.
-        on_change: called when `state` has changed, on the thread that runs.
+        on_change: called when `state` has changed.
 
     Attributes:
         reason: why the pair has ended, once it has.
@@ -89,9 +87,9 @@ class Protector:
         self._on_change = on_change
         self._role = Primary()
         self._pace = Pace(config)
-        self._packer = Packer()
-        self._whole, self._deltas = Tally(), Tally()
-        self._events: queue.SimpleQueue[ft.Event] = queue.SimpleQueue()
+        self._sender = EpochSender(source.page_count, seeded.talk.outbox, config)
+        self._turning = threading.RLock()
+        self._events: queue.SimpleQueue[ft.Event | None] = queue.SimpleQueue()
         self._console_offset = seeded.console_offset
         self._cuts: dict[int, _Cut] = {}
         self._last_cut_s = self._acked_cut_s = time.monotonic()
@@ -127,8 +125,7 @@ class Protector:
     def switch_over(self) -> None:
         """Have the secondary go on, at the next cut. See `wait`."""
         self._leave = True
-        with self._changed:
-            self._changed.notify_all()
+        self._wake()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether the pair is over, waiting up to `timeout_s` for that."""
@@ -144,6 +141,7 @@ class Protector:
         """
         with self._changed:
             self._waiting += 1
+            self._wake()
             try:
                 known = self._changed.wait_for(lambda: self._is_safe(mark), timeout_s)
             finally:
@@ -186,31 +184,43 @@ class Protector:
             self._source.stall()
 
     def _next_event(self) -> ft.Event | None:
-        wait_s = min(self._due_in_s(), LISTEN_S) if self._role.may_cut else LISTEN_S
+        due_s = self._due_in_s()
+        # The time of an epoch for which somebody waits is known, and an acknowledgement that is
+        # late wakes this thread; whether somebody waits is looked at.
+        wait_s = due_s if due_s > 0 and self._is_wanted else min(due_s, LOOK_EVERY_S)
+        if due_s <= 0 and not self._role.may_cut:
+            wait_s = LOOK_EVERY_S
         try:
             return self._events.get(timeout=wait_s) if wait_s > 0 else self._events.get_nowait()
         except queue.Empty:
             return None
 
+    def _wake(self) -> None:
+        self._events.put(None)
+
+    @property
+    def _is_wanted(self) -> bool:
+        return bool(self._waiting or self._source.held_bytes)
+
     def _due_in_s(self) -> float:
         if self._role.phase is _P.SEEDING or self._leave:
             return 0.0
-        wanted = self._waiting or self._source.held_bytes
-        epoch_s = self._pace.epoch_s if wanted else self._pace.quiet_epoch_s
+        epoch_s = self._pace.epoch_s if self._is_wanted else self._pace.quiet_epoch_s
         return self._last_cut_s + epoch_s - time.monotonic()
 
     def _take(self, event: ft.Event) -> None:
-        with self._changed:
-            role, instructions = self._role.on(event)
-        # What is released, and by whom, is settled before others hear of it.
-        for instruction in instructions:
-            self._perform(instruction)
-        with self._changed:
-            self._role = role
-            if isinstance(event, ft.Acked):
-                self._note_ack(event.epoch)
-            self._changed.notify_all()
-        self._tell()
+        with self._turning:
+            with self._changed:
+                role, instructions = self._role.on(event)
+            # What is released, and by whom, is settled before others hear of it.
+            for instruction in instructions:
+                self._perform(instruction)
+            with self._changed:
+                self._role = role
+                if isinstance(event, ft.Acked):
+                    self._note_ack(event.epoch)
+                self._changed.notify_all()
+            self._tell()
 
     def _perform(self, do: ft.Instruction) -> None:
         match do:
@@ -259,49 +269,28 @@ class Protector:
             self._take(ft.Dissolve())
             return
         now_s = time.monotonic()
-        epoch = self._role.cut + 1
-        self._cuts = {epoch: _Cut(checkpoint, now_s)}
-        self._take(ft.Cut(last))
-        self._count(checkpoint, now_s - self._last_cut_s)
-        self._last_cut_s = now_s
+        with self._turning:
+            epoch = self._role.cut + 1
+            self._cuts = {epoch: _Cut(checkpoint, now_s)}
+            self._count(checkpoint, now_s - self._last_cut_s)
+            self._last_cut_s = now_s
+            self._take(ft.Cut(last))
         self._send(checkpoint, epoch, last=last)
 
     def _send(self, checkpoint: Checkpoint, epoch: int, *, last: bool) -> None:
         put = self._talk.outbox.put
-        self._send_pages(checkpoint.picked)
+        self._send_pages(checkpoint.aside)
         while self._console_offset < checkpoint.console_end:
             end = min(checkpoint.console_end, self._console_offset + frames.MAX_CONSOLE_BYTES)
             data = self._source.console_output(self._console_offset, end)
-            put(frames.ConsoleOutput(self._console_offset, data), self._check)
+            put(frames.ConsoleOutput(self._console_offset, data), self._check, more=True)
             self._console_offset += len(data)
-        put(frames.MachineState(plain_state(checkpoint), running=True, stopped_for_ns=0))
-        put(frames.EpochEnd(epoch, last, plain_inputs(checkpoint)), self._check)
-        if self._deltas.pages >= TRIAL_PAGES:
-            if self._deltas.ratio < DELTAS_PAY:
-                self._source.forget_copies()
-            self._whole, self._deltas = Tally(), Tally()
+        typed, state = packed_inputs(checkpoint), packed_state(checkpoint)
+        put(frames.EpochEnd(epoch, last, typed, state), self._check)
+        self._sender.judge()
 
-    def _send_pages(self, picked: Picked) -> None:
-        chunk_bytes = self._config.chunk_bytes
-        zeros = picked.zeros
-        for runs, content in pages.split(picked.runs, picked.whole, chunk_bytes):
-            self._put_pages(runs, content, zeros, self._whole)
-            zeros = b""
-        for runs, content in pages.split(picked.change_runs, picked.changes, chunk_bytes):
-            self._put_pages(runs, content, zeros, self._deltas)
-            zeros = b""
-        if zeros:
-            self._put_pages(b"", memoryview(b""), zeros, self._whole)
-
-    def _put_pages(self, runs: bytes, content: memoryview, zeros: bytes, tally: Tally) -> None:
-        block = self._packer.pack(Codec.LZ4, content) if runs else b""
-        delta = tally is self._deltas
-        self._talk.outbox.put(
-            frames.Pages(runs, zeros, Codec.LZ4, delta, len(content), block), self._check
-        )
-        tally.pages += pages.pages_in(runs)
-        tally.raw_bytes += len(content)
-        tally.packed_bytes += len(block)
+    def _send_pages(self, aside: Aside) -> None:
+        self._sender.send(aside, self._check)
 
     def _check(self) -> None:
         """While there is no room in the outbox, perhaps on the guest's thread: may this go on?"""
@@ -311,18 +300,25 @@ class Protector:
     # --- The secondary's word -------------------------------------------------------------------
 
     def _listen(self) -> None:
-        quiet = 0
+        quiet, look_s = 0, self._config.look_s
         while not self._role.over:
             try:
-                frame = self._talk.next(LISTEN_S)
+                frame = self._talk.next(look_s)
                 # Counted in looks, not in time: who was himself frozen has not looked.
                 quiet = quiet + 1 if frame is None else 0
-                self._hear(frame, quiet * LISTEN_S)
+                self._hear(frame, quiet * look_s)
             except MigrationError as error:
-                self._why = self._why or str(error)
-                self._peer_lost.set()
-                self._events.put(ft.PeerLost())
+                self._lose_peer(str(error))
                 return
+            except Exception as error:  # noqa: BLE001 - the guest goes on, whatever it is
+                _log.exception("acknowledgements cannot be taken")
+                self._lose_peer(f"internal error: {error}")
+                return
+
+    def _lose_peer(self, why: str) -> None:
+        self._why = self._why or why
+        self._peer_lost.set()
+        self._events.put(ft.PeerLost())
 
     def _hear(self, frame: frames.Frame | None, quiet_s: float) -> None:
         match frame:
@@ -334,7 +330,9 @@ class Protector:
             case frames.Beat():
                 pass
             case frames.Guarded(epoch):
-                self._events.put(ft.Acked(epoch))
+                self._take(ft.Acked(epoch))
+                if self._due_in_s() <= 0:
+                    self._wake()
             case frames.Running():
                 raise MigrationError("switched over")
             case _:

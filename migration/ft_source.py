@@ -11,10 +11,13 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from rayvisor.migration import ft_inputs, pages
+from rayvisor.migration import frames, ft_inputs, pages
+from rayvisor.migration.config import PAGE_BYTES
+from rayvisor.migration.ft_sending import Aside
 from rayvisor.vmm import snapshot
+from rayvisor.vmm.core import _native
 from rayvisor.vmm.errors import EngineError, MachineStateError
 from rayvisor.vmm.machine import PowerState
 
@@ -23,12 +26,14 @@ if TYPE_CHECKING:
 
     from rayvisor.migration.ft_config import FtConfig
     from rayvisor.migration.ft_inputs import Inputs
-    from rayvisor.migration.pages import Picked
     from rayvisor.vmm.snapshot import Capture
     from rayvisor.vmm.vm import Vm
 
-DELTAS_AGAIN_S: Final = 30.0
-"""Differences that did not pay are tried again after so long."""
+LEFT_OPEN: Final = 64
+"""So many pages that native code writes may stay writable from one checkpoint to the next. They are
+copied each time, written or not, which takes less time than to protect each and to let it trap."""
+CLOSED_EVERY: Final = 16
+"""Checkpoints after which all are closed, to learn which are still written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Checkpoint:
     """A guest at one instant.
 
     Attributes:
-        picked: dirty pages, copied aside; valid until the next checkpoint.
+        aside: copies of dirty pages; valid until the next checkpoint.
         capture: the rest of the machine's state.
         console_end: output had been written up to there.
         inputs: what had been typed by whom.
@@ -45,7 +50,7 @@ class Checkpoint:
         pause_ns: how long the guest stood still.
     """
 
-    picked: Picked
+    aside: Aside
     capture: Capture
     console_end: int
     inputs: dict[str, int]
@@ -63,8 +68,8 @@ class VmCheckpoints:
         self._inputs = inputs
         self._config = config
         self._pending = pending
-        self._picker = self._make_picker()
-        self._forgot_s: float | None = None
+        self._room = memoryview(bytearray(config.aside_bytes))
+        self._cuts = 0
         self._go_on = threading.Event()
         self._stalled = False
 
@@ -73,7 +78,12 @@ class VmCheckpoints:
         """Output that waits for its epoch."""
         return self._vm.console.held_bytes
 
-    def cut(self, *, hold: bool, stay: bool, overflow: Callable[[Picked], None]) -> Checkpoint:
+    @property
+    def page_count(self) -> int:
+        """Pages of RAM."""
+        return self._vm.machine.ram.size_bytes // PAGE_BYTES
+
+    def cut(self, *, hold: bool, stay: bool, overflow: Callable[[Aside], None]) -> Checkpoint:
         """Take a checkpoint.
 
         Args:
@@ -85,8 +95,6 @@ class VmCheckpoints:
         Raises:
             MachineStateError: the guest has ended.
         """
-        if self._forgot_s is not None and time.monotonic() - self._forgot_s > DELTAS_AGAIN_S:
-            self._picker, self._forgot_s = self._make_picker(), None
         return self._vm.call(lambda: self._cut(hold=hold, stay=stay, overflow=overflow))
 
     def console_output(self, offset: int, end: int) -> bytes:
@@ -95,11 +103,6 @@ class VmCheckpoints:
         if first != offset:
             raise MachineStateError(f"console: byte {offset} is not kept any more")
         return data
-
-    def forget_copies(self) -> None:
-        """Pages are not sent as differences for a while: it does not pay."""
-        self._picker.forget()
-        self._forgot_s = time.monotonic()
 
     def release(self, offset: int) -> None:
         """Show output up to `offset`."""
@@ -137,55 +140,58 @@ class VmCheckpoints:
         """Take no more checkpoints."""
         with contextlib.suppress(EngineError):  # the machine is closed already
             self._vm.call(self._vm.machine.vcpu.stop_dirty_log)
-        self._picker.close()
 
     def _stand_still(self) -> None:
         self._go_on.wait()
 
-    def _make_picker(self) -> pages.Picker:
-        config = self._config
-        return pages.Picker(
-            self._vm.machine.ram.buffer, config.aside_bytes, config.delta_cache_bytes
-        )
-
-    def _cut(self, *, hold: bool, stay: bool, overflow: Callable[[Picked], None]) -> Checkpoint:
+    def _cut(self, *, hold: bool, stay: bool, overflow: Callable[[Aside], None]) -> Checkpoint:
         began_ns = time.monotonic_ns()
-        vm, config = self._vm, self._config
+        vm = self._vm
         machine = vm.machine
         if machine.power is not PowerState.RUNNING:
             raise MachineStateError(f"the guest has ended: it is {machine.power}")
-        dirty = machine.vcpu.harvest_dirty()
+        self._cuts += 1
+        dirty = machine.vcpu.harvest_dirty(LEFT_OPEN if self._cuts % CLOSED_EVERY else 0)
         if self._pending:
             dirty, self._pending = pages.union(dirty, self._pending), b""
         with self._inputs.still() as (inputs, typed):
             capture = snapshot.capture(machine)
         if hold:
             vm.console.hold()
-        picked = self._picker.pick(dirty, 0, config.aside_bytes, keep=True)
-        while picked.next_page < self._picker.pages:
-            overflow(picked)
-            picked = self._picker.pick(dirty, picked.next_page, config.aside_bytes, keep=True)
+        aside, page, dirty_pages = self._copy(dirty, 0)
+        while page < self.page_count:
+            overflow(aside)
+            aside, page, more = self._copy(dirty, page)
+            dirty_pages += more
         if stay:
             machine.pause()
         return Checkpoint(
-            picked=picked,
+            aside=aside,
             capture=capture,
             console_end=vm.console.written_offset,
             inputs=inputs,
             typed=typed,
-            dirty_pages=pages.count(dirty),
+            dirty_pages=dirty_pages,
             pause_ns=time.monotonic_ns() - began_ns,
         )
 
+    def _copy(self, dirty: bytes, first: int) -> tuple[Aside, int, int]:
+        """Copies of dirty pages from `first` on; where to go on, and how many they are."""
+        ram = self._vm.machine.ram.buffer
+        end, count = _native.copy_pages(ram, dirty, first, self._room)
+        if first or end < self.page_count:
+            dirty = pages.between(dirty, first, end)
+        return Aside(dirty, self._room[: count * PAGE_BYTES]), end, count
 
-def plain_inputs(checkpoint: Checkpoint) -> bytes:
+
+def packed_inputs(checkpoint: Checkpoint) -> bytes:
     """Who had typed what, as it travels."""
     return ft_inputs.pack(checkpoint.inputs)
 
 
-def plain_state(checkpoint: Checkpoint) -> dict[str, Any]:
+def packed_state(checkpoint: Checkpoint) -> bytes:
     """The machine's state, as it travels."""
-    return checkpoint.capture.plain()
+    return frames.pack_state(checkpoint.capture.plain())
 
 
 def _moved(data: bytes) -> None:

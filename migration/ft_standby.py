@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import frames
 from rayvisor.migration import ft_protocol as ft
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 0.02
-"""`idle` is to be called when no frame has come for so long."""
 RETRY_S: Final = 0.05
 FILLING_PATIENCE_S: Final = 30.0
 """Before the first epoch there is nothing to take over, and the primary may be busy."""
@@ -45,7 +43,7 @@ class _Epoch:
 
     pages: list[tuple[frames.Pages, bytes]] = field(default_factory=list)
     output: list[frames.ConsoleOutput] = field(default_factory=list)
-    state: dict[str, Any] | None = None
+    end: frames.EpochEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +101,8 @@ class Standby:
         self._lock = threading.Lock()
         self._expected = self._reply_seq = 0
         self._coming = _Epoch()
-        self._state: dict[str, Any] | None = None
-        self._state_came_ns = 0
-        self._typed = b""
+        self._last: frames.EpochEnd | None = None
+        self._last_came_ns = 0
         self._quiet_looks = 0
         self._sent_s = time.monotonic()
         self._heard_ns = self._lost_ns = self._decided_ns = time.monotonic_ns()
@@ -144,7 +141,7 @@ class Standby:
         return True
 
     def idle(self, *, heard: bool) -> list[bytes]:
-        """Nothing has come for `LOOK_EVERY_S`, unless part of a frame has.
+        """Nothing has come for `FtConfig.look_s`, unless part of a frame has.
 
         Raises:
             TransportError: the primary has been silent for too long.
@@ -154,7 +151,7 @@ class Standby:
             self._quiet_looks = 0 if heard else self._quiet_looks + 1
             filling = self._role.phase is _S.FILLING
             patience_s = FILLING_PATIENCE_S if filling else self._config.silence_s
-            if self._quiet_looks * LOOK_EVERY_S >= patience_s:
+            if self._quiet_looks * self._config.look_s >= patience_s:
                 raise TransportError(f"the primary was silent for {patience_s:g} s")
             return self._encode([])
 
@@ -195,8 +192,6 @@ class Standby:
                     self._destination.console_output(frame.offset, frame.data)
                 else:
                     self._coming.output.append(frame)
-            case frames.MachineState():
-                self._coming.state = frame.state
             case frames.EpochEnd():
                 return self._end_epoch(frame)
             case frames.Beat():
@@ -209,12 +204,10 @@ class Standby:
         return []
 
     def _end_epoch(self, frame: frames.EpochEnd) -> list[Frame]:
-        if self._coming.state is None:
-            raise StreamError("epoch: the machine's state is missing")
-        if self._state is None:
+        if self._last is None:
             # Whether this machine takes such a state at all must not turn out when it is needed.
-            self._destination.restore(self._coming.state)
-        self._typed = frame.data
+            self._destination.restore(frames.read_state(frame.data))
+        self._coming.end = frame
         replies = self._tell(ft.EpochComplete(frame.epoch, frame.last))
         taken = self.takeover
         if taken is not None:
@@ -252,7 +245,7 @@ class Standby:
             self._intake.place(frame, raw)
         for piece in coming.output:
             self._destination.console_output(piece.offset, piece.data)
-        self._state, self._state_came_ns = coming.state, time.monotonic_ns()
+        self._last, self._last_came_ns = coming.end, time.monotonic_ns()
 
     def _decide(self, verdict: ft.Verdict) -> ft.Verdict:
         while True:
@@ -263,11 +256,11 @@ class Standby:
                 self._pause_s(RETRY_S)
 
     def _run(self) -> None:
-        if self._state is None:
+        if self._last is None:
             raise IllegalPhaseError("run: no epoch has come")
-        self._destination.restore(self._state)
-        self._inputs.restore(self._typed)
-        gained_ns = time.monotonic_ns() - self._state_came_ns
+        self._destination.restore(frames.read_state(self._last.data))
+        self._inputs.restore(self._last.typed)
+        gained_ns = time.monotonic_ns() - self._last_came_ns
         resumed_ns = self._destination.adopt(gained_ns, running=True)
         self._destination.console_input(b"")
         self.takeover = Takeover(

@@ -146,31 +146,6 @@ def gaps(runs: list[tuple[int, int]], pages: int) -> list[tuple[int, int]]:
     return found
 
 
-def split(
-    packed: bytes, content: memoryview, chunk_bytes: int
-) -> Iterator[tuple[bytes, memoryview]]:
-    """Runs and their pages in pieces of at most `chunk_bytes`, in order."""
-    if len(content) <= chunk_bytes:
-        if packed:
-            yield packed, content
-        return
-    room = chunk_bytes // PAGE_BYTES
-    piece: list[tuple[int, int]] = []
-    filled, start = 0, 0
-    for run_first, run_length in _RUN.iter_unpack(packed):
-        first, length = run_first, run_length
-        while length:
-            taken = min(length, room - filled)
-            piece.append((first, taken))
-            first, length, filled = first + taken, length - taken, filled + taken
-            if filled == room:
-                end = start + filled * PAGE_BYTES
-                yield pack_runs(iter(piece)), content[start:end]
-                piece, filled, start = [], 0, end
-    if piece:
-        yield pack_runs(iter(piece)), content[start:]
-
-
 class Picked:
     """Pages that have been copied out of RAM: whole ones, differences, and zeros.
 
@@ -200,6 +175,12 @@ class Picked:
         self.zeros = zeros
 
 
+def between(bitmap: bytes, first: int, end: int) -> bytes:
+    """Its pages from `first` to before `end`."""
+    kept = int.from_bytes(bitmap, "little") & ((1 << end) - (1 << first))
+    return kept.to_bytes(len(bitmap), "little")
+
+
 class Picker:
     """Copies pages out of RAM, and remembers what it copied, as far as there is room.
 
@@ -207,9 +188,9 @@ class Picker:
     its beginning on, so that large pages of the host's do.
     """
 
-    def __init__(self, ram: memoryview, chunk_bytes: int, remember_bytes: int) -> None:
-        self._ram = ram
-        self.pages: Final = len(ram) // PAGE_BYTES
+    def __init__(self, pages: int, chunk_bytes: int, remember_bytes: int) -> None:
+        """For a RAM of `pages`."""
+        self.pages: Final = pages
         self._whole = memoryview(bytearray(chunk_bytes))
         self._keep = remember_bytes // PAGE_BYTES
         deltas = self._keep > 0
@@ -217,17 +198,21 @@ class Picker:
         self._slots = bytearray(4 * self.pages if deltas else 0)
         self._shadow = memoryview(_room(self._keep * PAGE_BYTES) if deltas else bytearray())
 
-    def pick(self, pending: bytes, first: int, chunk_bytes: int, *, keep: bool) -> Picked:
+    def pick(
+        self, source: memoryview, pending: bytes, first: int, chunk_bytes: int, *, keep: bool
+    ) -> Picked:
         """Copies of pages that are `pending`, from page `first` on, up to `chunk_bytes`.
 
-        With `keep`, they are remembered: `whole` pages for as long as there is room, others in
-        any case. What is returned is valid until the next call.
+        `source` is all of RAM, or the pages that are pending, one after the other. With `keep`,
+        they are remembered: `whole` pages for as long as there is room, others in any case. What
+        is returned is valid until the next call.
         """
         deltas = bool(self._slots)
         whole = self._whole[:chunk_bytes]
         changes = self._changes[: chunk_bytes if deltas else 0]
         next_page, runs, change_runs, zeros, left = _native.pick_pages(
-            self._ram,
+            source,
+            self.pages,
             pending,
             first,
             whole,
@@ -246,11 +231,6 @@ class Picker:
         self._changes = memoryview(bytearray())
         self._shadow = memoryview(bytearray())
         self._keep = 0
-
-    def close(self) -> None:
-        """Let go of RAM."""
-        self.forget()
-        self._ram = memoryview(bytearray())
 
 
 def _room(size_bytes: int) -> mmap.mmap:

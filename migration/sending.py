@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rayvisor.migration import pages
 from rayvisor.migration.codec import Packer
-from rayvisor.migration.config import Codec
+from rayvisor.migration.config import PAGE_BYTES, Codec
 from rayvisor.migration.frames import Pages
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class PageSender:
         delta_cache_bytes: int,
     ) -> None:
         """What is sent is counted in `total`."""
-        self._picker = pages.Picker(ram, largest_chunk_bytes, delta_cache_bytes)
+        self._ram = ram
+        self._picker = pages.Picker(len(ram) // PAGE_BYTES, largest_chunk_bytes, delta_cache_bytes)
         self._outbox = outbox
         self._packer = Packer()
         self._choice = _Choice(outbox)
@@ -97,7 +98,8 @@ class PageSender:
 
     def close(self) -> None:
         """Let go of RAM."""
-        self._picker.close()
+        self._ram = memoryview(b"")
+        self._picker.forget()
 
     def send_holes(self, holes: list[tuple[int, int]]) -> None:
         """Say that these runs of pages, which are known to be zero, are."""
@@ -137,7 +139,9 @@ class PageSender:
             needless = skip()
             if needless is not None:
                 pending = pages.without(pending, needless)
-            picked = self._picker.pick(pending, page, chunk_bytes, keep=turn is Turn.LATER)
+            picked = self._picker.pick(
+                self._ram, pending, page, chunk_bytes, keep=turn is Turn.LATER
+            )
             page = picked.next_page
             if picked.runs or picked.zeros:
                 self._put(picked.runs, picked.whole, picked.zeros, codec, self._whole, check)
@@ -150,7 +154,7 @@ class PageSender:
     def send_piece(self, pending: bytes, first: int, codec: Codec | None, chunk_bytes: int) -> int:
         """Send one frame of whole pages, from page `first` on; where to go on."""
         self._picker.forget()
-        picked = self._picker.pick(pending, first, chunk_bytes, keep=False)
+        picked = self._picker.pick(self._ram, pending, first, chunk_bytes, keep=False)
         self._put(picked.runs, picked.whole, picked.zeros, codec, self._whole, lambda: None)
         return picked.next_page
 

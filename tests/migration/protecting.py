@@ -14,7 +14,7 @@ from rayvisor.migration.ft_config import FtConfig
 from rayvisor.migration.ft_inputs import Inputs
 from rayvisor.migration.ft_primary import Protector
 from rayvisor.migration.ft_source import VmCheckpoints
-from rayvisor.migration.ft_standby import LOOK_EVERY_S, Standby
+from rayvisor.migration.ft_standby import Standby
 from rayvisor.migration.precopy import Migration
 from rayvisor.migration.socket_transport import SocketTransport, serve
 from rayvisor.migration.vm_destination import VmDestination
@@ -77,8 +77,8 @@ class ComparingStandby(Standby):
     def _apply(self) -> None:
         super()._apply()
         copies = self.original.copies if self.original is not None else None
-        if copies is not None:
-            copy = copies.pop(self.epoch)
+        copy = copies.pop(self.epoch, None) if copies is not None else None
+        if copy is not None:  # the first one may have been cut before copies were asked for
             self.differing = differing_pages(self._destination.ram, memoryview(copy))
             assert not self.differing
             self.compared += 1
@@ -123,7 +123,7 @@ class Protected:
         self.line = Line()
         self.connection, theirs = self.line.ours, self.line.theirs
         self._server = threading.Thread(
-            target=serve, args=(theirs, self.standby, LOOK_EVERY_S), daemon=True
+            target=serve, args=(theirs, self.standby, self.config.look_s), daemon=True
         )
         self._server.start()
         self._theirs = theirs

@@ -50,7 +50,9 @@ SAMPLES: dict[str, frames.Frame] = {
     "abort": frames.Abort("no room"),
     "missing": frames.Missing(bytes.fromhex("0300000002000000")),
     "wanted": frames.Wanted((4, 3)),
-    "epoch": frames.EpochEnd(7, last=True, data=b"\x81\xa2me\x03"),
+    "epoch": frames.EpochEnd(
+        7, last=True, typed=b"\x81\xa2me\x03", data=frames.pack_state({"schema": "machine"})
+    ),
     "guarded": frames.Guarded(7),
     "beat": frames.Beat(),
 }
@@ -120,7 +122,9 @@ GOLDEN: dict[str, str] = {
         "73920403a464617461c400"
     ),
     "epoch": (
-        "85a46b696e64a565706f6368a373657105a373756dce6f9783eba468656164c40e82a565706f636807a46c617374c3a464617461c40581a26d6503"
+        "85a46b696e64a565706f6368a373657105a373756dceaf200e57a468656164c41b83a565706f6368"
+        "07a46c617374c3a57479706564c40581a26d6503a464617461c41081a6736368656d61a76d616368"
+        "696e65"
     ),
     "guarded": (
         "85a46b696e64a767756172646564a373657105a373756dceab939786a468656164c40881a565706f636807a464617461c400"

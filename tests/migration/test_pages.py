@@ -147,7 +147,7 @@ def test_what_is_picked_and_put_is_the_same_ram(
 ) -> None:
     """Whatever is remembered or forgotten: the other side, given each piece, follows."""
     here, there = bytearray(TOTAL * PAGE), bytearray(TOTAL * PAGE)
-    picker = pages.Picker(memoryview(here), 50 * PAGE, remember * PAGE)
+    picker = pages.Picker(TOTAL, 50 * PAGE, remember * PAGE)
     known: set[int] = set()
     for number, written in enumerate(rounds):
         for page, value in written.items():
@@ -155,7 +155,7 @@ def test_what_is_picked_and_put_is_the_same_ram(
         pending = pages.bitmap_of(iter(runs_of(set(written))), TOTAL)
         page, sent = 0, set()
         while page < TOTAL:
-            picked = picker.pick(pending, page, chunk * PAGE, keep=number % 3 > 0)
+            picked = picker.pick(memoryview(here), pending, page, chunk * PAGE, keep=number % 3 > 0)
             page = picked.next_page
             for runs, raw, change in (
                 (picked.runs, picked.whole, False),
@@ -171,26 +171,53 @@ def test_what_is_picked_and_put_is_the_same_ram(
         assert here == there
         assert sent == {p for p, value in written.items() if value}
     assert len(known) <= remember
-    picker.close()
 
 
-def test_a_closed_picker_lets_ram_go() -> None:
-    ram = GuestRam(1 << 20)
-    picker = pages.Picker(ram.buffer, PAGE, PAGE)
-    picker.pick(b"\xff" * 32, 0, PAGE, keep=True)
-    picker.close()
-    ram.close()
+@given(st.sets(st.integers(0, TOTAL - 1)), st.integers(1, 20), st.integers(1, 20))
+def test_pages_that_were_copied_aside_are_picked_as_those_in_ram(
+    written: set[int], room: int, chunk: int
+) -> None:
+    ram = bytearray(b"".join(content(page % 3) for page in range(TOTAL)))
+    pending = pages.bitmap_of(iter(runs_of(written)), TOTAL)
+    aside = memoryview(bytearray(room * PAGE))
+    picker = pages.Picker(TOTAL, chunk * PAGE, 0)
+    start, found = 0, dict.fromkeys(written, b"")
+    while start < TOTAL:
+        end, count = _native.copy_pages(memoryview(ram), pending, start, aside)
+        here = pages.between(pending, start, end)
+        assert pages.count(here) == count <= room
+        page = start
+        while page < TOTAL:
+            copied = aside[: count * PAGE]
+            picked = picker.pick(copied, here, page, chunk * PAGE, keep=False)
+            whole = bytes(picked.whole)
+            for n, number in enumerate(sorted(covered(pages.read_runs(picked.runs, TOTAL)))):
+                found[number] = whole[n * PAGE : (n + 1) * PAGE]
+            for number in covered(pages.read_runs(picked.zeros, TOTAL)):
+                found[number] = bytes(PAGE)
+            page = picked.next_page
+        start = end
+    assert found == {page: content(page % 3) for page in written}
 
 
 @pytest.mark.parametrize(
     "change",
-    [{1: b"short"}, {2: -1}, {2: 257}, {3: bytearray()}, {7: 257}, {6: bytearray(3)}],
+    [
+        {0: bytearray(PAGE)},
+        {1: -256},
+        {2: b"short"},
+        {3: -1},
+        {3: 257},
+        {4: bytearray()},
+        {7: bytearray(3)},
+        {8: 257},
+    ],
     ids=lambda change: str(next(iter(change))),
 )
 def test_buffers_that_do_not_fit_are_refused(change: dict[int, object]) -> None:
     ram = bytearray(256 * PAGE)
     slots = bytearray(4 * 256)
-    good = [ram, bytes(32), 0, bytearray(PAGE), bytearray(PAGE), bytearray(ram), slots, 0]
+    good = [ram, 256, bytes(32), 0, bytearray(PAGE), bytearray(PAGE), bytearray(ram), slots, 0]
     _native.pick_pages(*good)  # type: ignore[arg-type]
     bad = [change.get(i, value) for i, value in enumerate(good)]
     with pytest.raises(ValueError, match="do not fit"):

@@ -167,7 +167,7 @@ def touch(ram: memoryview, page: int) -> tuple[threading.Thread, list[bytes]]:
     def work() -> None:
         out = memoryview(bytearray(PAGE))
         pending = (1 << page).to_bytes(4, "little")
-        _native.pick_pages(ram, pending, 0, out, nothing, nothing, bytearray(), -1)
+        _native.pick_pages(ram, 32, pending, 0, out, nothing, nothing, bytearray(), -1)
         seen.append(bytes(out))
 
     thread = threading.Thread(target=work)

@@ -30,8 +30,21 @@ def map_file(room: memoryview, fd: int, count: int, alignment: int, /) -> int:
         OSError: it does not fit, or the host does not map it.
     """
 
+def copy_pages(ram: memoryview, pending: bytes, first: int, room: memoryview, /) -> tuple[int, int]:
+    """Copy pages of `ram` that are `pending`, from `first` on, one after the other, to `room`.
+
+    Does so until `room` is full or no page is left, and keeps the interpreter lock.
+
+    Returns:
+        Where to go on, and how many pages were copied.
+
+    Raises:
+        ValueError: the buffers do not fit `ram`.
+    """
+
 def pick_pages(
-    ram: memoryview,
+    source: memoryview,
+    pages: int,
     pending: bytes,
     first: int,
     whole: memoryview,
@@ -41,21 +54,22 @@ def pick_pages(
     keep: int,
     /,
 ) -> tuple[int, bytes, bytes, bytes, int]:
-    """Copy pages of `ram` that are `pending` (a bit a page, low bit first), from `first` on.
+    """Copy pages of a RAM that are `pending` (a bit a page, low bit first), from `first` on.
 
-    Goes on until `whole` or `changes` is full or no page is left. A page that has one of the
-    `slots` (32 bits a page: 0, or its number in `shadow` and 1) goes to `changes` as its difference
-    (XOR) to what is there, the others to `whole`; pages of zeros go nowhere. Unless `slots` is
-    empty, what was copied is remembered: for pages that have a slot, and for `keep` others, which
-    get the last ones of `shadow`. With a `keep` below 0 nothing is remembered, and what was known
-    of these pages is forgotten.
+    `source` is all of that RAM, or the pages that are pending, one after the other. Goes on until
+    `whole` or `changes` is full or no page is left. A page that has one of the `slots` (32 bits a
+    page: 0, or its number in `shadow` and 1) goes to `changes` as its difference (XOR) to what is
+    there, the others to `whole`; pages of zeros go nowhere. Unless `slots` is empty, what was
+    copied is remembered: for pages that have a slot, and for `keep` others, which get the last
+    ones of `shadow`. With a `keep` below 0 nothing is remembered, and what was known of these
+    pages is forgotten.
 
     Returns:
         Where to go on; the runs of the pages in `whole`, of those in `changes`, and of zero
         pages, as pairs of little-endian 32-bit numbers (first, count); what is left of `keep`.
 
     Raises:
-        ValueError: the buffers do not fit `ram`.
+        ValueError: the buffers do not fit that RAM.
     """
 
 def put_pages(ram: memoryview, runs: bytes, data: bytes, change: bool, /) -> None:
@@ -150,8 +164,11 @@ class Vcpu:
     def stop_dirty_log(self) -> None:
         """Log no more."""
 
-    def harvest_dirty(self) -> bytes:
+    def harvest_dirty(self, most_open: int = 0, /) -> bytes:
         """The pages written since the last harvest: a bit a page of the buffer, low bit first.
+
+        Pages that native code writes are closed, and each traps at its next write, unless they are
+        at most `most_open`. Then they stay open, and count as written in the next harvest as well.
 
         Raises:
             EngineError: the log is off.

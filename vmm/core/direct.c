@@ -362,10 +362,26 @@ void rv_direct_opened(struct rv_vcpu *v, uint64_t page)
     v->direct->open_pages[page >> 3] |= (uint8_t)(1u << (page & 7));
 }
 
+size_t rv_direct_mark_open(const struct rv_vcpu *v, uint8_t *bitmap)
+{
+    size_t bytes = ((size_t)(v->ram_bytes >> 12) + 7) / 8, count = 0;
+    for (size_t i = 0, step; v->direct && i < bytes; i += step) {
+        uint64_t open = 0;
+        step = bytes - i < sizeof(open) ? bytes - i : sizeof(open);
+        memcpy(&open, v->direct->open_pages + i, step);
+        count += (size_t)__builtin_popcountll(open);
+        for (size_t k = i; bitmap && open && k < i + step; k++)
+            bitmap[k] |= v->direct->open_pages[k];
+    }
+    return count;
+}
+
 void rv_direct_close_all(struct rv_vcpu *v)
 {
     if (!v->direct)
         return;
+    if (v->dirty_pages) /* they may have stayed open since the log was read */
+        rv_direct_mark_open(v, v->dirty_pages);
     v->direct->write_epoch++;
     memset(v->direct->open_pages, 0, (size_t)(v->ram_bytes >> 12) / 8 + 1);
 }

@@ -92,6 +92,9 @@ void rv_direct_opened(struct rv_vcpu *v, uint64_t page);
 void rv_direct_close(struct rv_vcpu *v, uint64_t page);
 void rv_direct_close_all(struct rv_vcpu *v);
 
+/* Put the pages that stubs may write now into a bitmap, unless it is NULL; how many they are. */
+size_t rv_direct_mark_open(const struct rv_vcpu *v, uint8_t *bitmap);
+
 /* Any thread: if user code runs natively, have it come back. */
 void rv_direct_interrupt(struct rv_vcpu *v);
 

@@ -17,11 +17,11 @@ int rv_dirtylog_start(struct rv_vcpu *v)
 {
     if (v->dirty_pages)
         return 0;
+    rv_direct_close_all(v); /* before it is on: every page is clean */
     v->dirty_pages = calloc(1, rv_dirtylog_bytes(v) + 1);
     if (!v->dirty_pages)
         return -1;
     rv_engine.tlb_flush(v->cpu);
-    rv_direct_close_all(v);
     return 0;
 }
 
@@ -31,13 +31,16 @@ void rv_dirtylog_stop(struct rv_vcpu *v)
     v->dirty_pages = NULL;
 }
 
-void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap)
+void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap, size_t most_open)
 {
+    if (rv_direct_mark_open(v, NULL) > most_open)
+        rv_direct_close_all(v);
     memcpy(bitmap, v->dirty_pages, rv_dirtylog_bytes(v));
     memset(v->dirty_pages, 0, rv_dirtylog_bytes(v));
+    /* Written, for all we know, and perhaps again without a trap: in this harvest and the next. */
+    rv_direct_mark_open(v, bitmap);
     /* Stores take the slow path once more; loads and fetches keep what they have. */
     rv_engine.reset_dirty(v->cpu, (uint64_t)(uintptr_t)v->ram, v->ram_bytes);
-    rv_direct_close_all(v);
 }
 
 void rv_dirtylog_mark(struct rv_vcpu *v, uint64_t offset, uint64_t count)

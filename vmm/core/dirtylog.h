@@ -21,8 +21,10 @@ void rv_dirtylog_stop(struct rv_vcpu *v);
 /* Bytes of a harvest: a bit a page, low bit first. */
 size_t rv_dirtylog_bytes(const struct rv_vcpu *v);
 
-/* Move the log to `bitmap` and start afresh. The log is on; not while running. */
-void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap);
+/* Move the log to `bitmap` and start afresh. The log is on; not while running. Pages that native
+ * code may write stay so if they are at most `most_open`: they are then in every harvest, written or
+ * not, which costs less than to close them and to let each trap. */
+void rv_dirtylog_harvest(struct rv_vcpu *v, uint8_t *bitmap, size_t most_open);
 
 /* RAM [offset, offset + count) was written. Harmless when the log is off. */
 void rv_dirtylog_mark(struct rv_vcpu *v, uint64_t offset, uint64_t count);

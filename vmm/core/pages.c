@@ -23,7 +23,9 @@ struct runs {
 
 /* What pick_pages works on. Bitmaps have a bit a page, low bit first. */
 struct pick {
-    const uint8_t *ram, *pending;
+    const uint8_t *source, *pending;
+    bool packed;              /* `source` has the pages that are pending and no others */
+    size_t next;              /* which of them comes next, then */
     uint8_t *whole, *changes; /* where pages, and differences, go */
     uint8_t *shadow;          /* pages as they were sent last, in slots; or NULL */
     uint32_t *slots;          /* one more than a page's slot, 0 for none; or NULL */
@@ -77,7 +79,7 @@ static void populate(uint8_t *start, size_t bytes)
 static void pick_page(struct pick *p, size_t page)
 {
     uint64_t copy[PAGE_WORDS];
-    memcpy(copy, p->ram + page * PAGE_BYTES, PAGE_BYTES);
+    memcpy(copy, p->source + (p->packed ? p->next++ : page) * PAGE_BYTES, PAGE_BYTES);
     uint32_t slot = p->slots && p->slots[page] <= p->shadow_pages ? p->slots[page] : 0;
     if (all_zero(copy)) {
         if (slot)
@@ -109,6 +111,20 @@ static void pick_page(struct pick *p, size_t page)
         memcpy(p->shadow + free * PAGE_BYTES, copy, PAGE_BYTES);
         p->slots[page] = (uint32_t)free + 1;
     }
+}
+
+/* How many of the first `pages` are in it. */
+static size_t count_before(const uint8_t *bitmap, size_t pages)
+{
+    size_t count = 0, i = 0;
+    for (; i + 8 <= pages / 8; i += 8) {
+        uint64_t word;
+        memcpy(&word, bitmap + i, sizeof(word));
+        count += (size_t)__builtin_popcountll(word);
+    }
+    for (size_t page = 8 * i; page < pages; page++)
+        count += bit(bitmap, page);
+    return count;
 }
 
 /* Pending pages from `page` on until room is short or none is left; where to go on. */
@@ -143,29 +159,37 @@ static int make_runs(struct pick *p)
     return 0;
 }
 
+/* All of RAM, or the pages that are pending. */
+static bool source_fits(struct pick *p, const Py_buffer *source, const uint8_t *pending)
+{
+    size_t bytes = (size_t)source->len;
+    p->packed = bytes != p->pages * PAGE_BYTES;
+    return !p->packed || bytes == count_before(pending, p->pages) * PAGE_BYTES;
+}
+
 static PyObject *pick_pages(PyObject *module, PyObject *args)
 {
-    Py_buffer ram, pending, whole, changes, shadow, slots;
-    Py_ssize_t first, keep;
+    Py_buffer source, pending, whole, changes, shadow, slots;
+    Py_ssize_t pages, first, keep;
     PyObject *result = NULL;
     struct pick p = {0};
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*y*nw*w*w*w*n", &ram, &pending, &first, &whole, &changes, &shadow,
-                          &slots, &keep))
+    if (!PyArg_ParseTuple(args, "y*ny*nw*w*w*w*n", &source, &pages, &pending, &first, &whole,
+                          &changes, &shadow, &slots, &keep))
         return NULL;
-    p.pages = (size_t)ram.len / PAGE_BYTES;
-    size_t bits = (p.pages + 7) / 8;
+    p.pages = pages < 0 ? 0 : (size_t)pages;
     bool deltas = slots.len != 0;
-    if ((size_t)pending.len != bits || first < 0 || (size_t)first > p.pages ||
-        p.pages > UINT32_MAX || whole.len < (Py_ssize_t)PAGE_BYTES ||
+    if ((size_t)pending.len != (p.pages + 7) / 8 || first < 0 || (size_t)first > p.pages ||
+        p.pages > UINT32_MAX || !source_fits(&p, &source, pending.buf) || whole.len < (Py_ssize_t)PAGE_BYTES ||
         (deltas && ((size_t)slots.len != p.pages * sizeof(uint32_t) ||
                     keep > shadow.len / (Py_ssize_t)PAGE_BYTES ||
                     changes.len < (Py_ssize_t)PAGE_BYTES))) {
         PyErr_SetString(PyExc_ValueError, "the buffers do not fit RAM");
         goto done;
     }
-    p.ram = ram.buf;
+    p.source = source.buf;
     p.pending = pending.buf;
+    p.next = p.packed ? count_before(p.pending, (size_t)first) : 0;
     p.whole = whole.buf;
     p.whole_room = (size_t)whole.len / PAGE_BYTES;
     p.changes = changes.buf;
@@ -192,12 +216,49 @@ done:
     free(p.whole_runs.pairs);
     free(p.change_runs.pairs);
     free(p.zero_runs.pairs);
-    PyBuffer_Release(&ram);
+    PyBuffer_Release(&source);
     PyBuffer_Release(&pending);
     PyBuffer_Release(&whole);
     PyBuffer_Release(&changes);
     PyBuffer_Release(&shadow);
     PyBuffer_Release(&slots);
+    return result;
+}
+
+static PyObject *copy_pages(PyObject *module, PyObject *args)
+{
+    Py_buffer ram, pending, room;
+    Py_ssize_t first;
+    PyObject *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*nw*", &ram, &pending, &first, &room))
+        return NULL;
+    size_t pages = (size_t)ram.len / PAGE_BYTES, most = (size_t)room.len / PAGE_BYTES, copied = 0;
+    if ((size_t)pending.len != (pages + 7) / 8 || first < 0 || (size_t)first > pages) {
+        PyErr_SetString(PyExc_ValueError, "the buffers do not fit RAM");
+        goto done;
+    }
+    const uint8_t *bitmap = pending.buf;
+    size_t page = (size_t)first;
+    /* The lock is kept: a guest stands still, and must not wait for others to give it back. */
+    while (page < pages) {
+        if (!(page & 7) && !bitmap[page >> 3]) {
+            page += 8;
+            continue;
+        }
+        if (bit(bitmap, page)) {
+            if (copied == most)
+                break;
+            memcpy((uint8_t *)room.buf + copied++ * PAGE_BYTES,
+                   (uint8_t *)ram.buf + page * PAGE_BYTES, PAGE_BYTES);
+        }
+        page++;
+    }
+    result = Py_BuildValue("nn", (Py_ssize_t)(page < pages ? page : pages), (Py_ssize_t)copied);
+done:
+    PyBuffer_Release(&ram);
+    PyBuffer_Release(&pending);
+    PyBuffer_Release(&room);
     return result;
 }
 
@@ -322,6 +383,7 @@ static PyObject *join(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef functions[] = {
+    {"copy_pages", copy_pages, METH_VARARGS, NULL},
     {"join", join, METH_VARARGS, NULL},
     {"pick_pages", pick_pages, METH_VARARGS, NULL},
     {"put_pages", put_pages, METH_VARARGS, NULL},

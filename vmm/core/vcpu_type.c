@@ -379,7 +379,7 @@ static PyMethodDef vcpu_methods[] = {
     METHOD(trim, METH_NOARGS),
     METHOD(start_dirty_log, METH_NOARGS),
     METHOD(stop_dirty_log, METH_NOARGS),
-    METHOD(harvest_dirty, METH_NOARGS),
+    METHOD(harvest_dirty, METH_VARARGS),
     METHOD(set_cpuid, METH_O),
     METHOD(engine_cpuid, METH_VARARGS),
     METHOD(map_ports, METH_VARARGS),

@@ -28,7 +28,7 @@ PyObject *vcpu_code_bytes(Vcpu *self, PyObject *unused);
 PyObject *vcpu_trim(Vcpu *self, PyObject *unused);
 PyObject *vcpu_start_dirty_log(Vcpu *self, PyObject *unused);
 PyObject *vcpu_stop_dirty_log(Vcpu *self, PyObject *unused);
-PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *unused);
+PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *args);
 PyObject *vcpu_census(Vcpu *self, PyObject *unused);
 PyObject *vcpu_exit_counts(Vcpu *self, PyObject *unused);
 PyObject *vcpu_start_direct(Vcpu *self, PyObject *args);

@@ -61,11 +61,12 @@ PyObject *vcpu_stop_dirty_log(Vcpu *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *unused)
+/* harvest_dirty(most_open=0) */
+PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *args)
 {
     struct rv_vcpu *v = rv_idle_vcpu(self);
-    (void)unused;
-    if (!v)
+    Py_ssize_t most_open = 0;
+    if (!v || !PyArg_ParseTuple(args, "|n", &most_open))
         return NULL;
     if (!v->dirty_pages) {
         PyErr_SetString(rv_engine_error, "the dirty log is off: start it first");
@@ -75,7 +76,7 @@ PyObject *vcpu_harvest_dirty(Vcpu *self, PyObject *unused)
     uint8_t *bitmap = malloc(bytes);
     if (!bitmap)
         return PyErr_NoMemory();
-    rv_dirtylog_harvest(v, bitmap);
+    rv_dirtylog_harvest(v, bitmap, most_open > 0 ? (size_t)most_open : 0);
     PyObject *result = PyBytes_FromStringAndSize((const char *)bitmap, (Py_ssize_t)bytes);
     free(bitmap);
     return result;
