@@ -65,7 +65,8 @@ class Protector:
         seeded: the stream to the secondary, which has the guest's pages but those pending.
         cell: who goes on when the two part.
         config: limits and choices.
-        on_change: called when `state` has changed.
+        on_change: called when `state` has changed, on a thread of its own: checkpoints go on
+            however long it takes.
 
     Attributes:
         reason: why the pair has ended, once it has.
@@ -94,6 +95,7 @@ class Protector:
         self._cuts: dict[int, _Cut] = {}
         self._last_cut_s = self._acked_cut_s = time.monotonic()
         self._changed = threading.Condition()
+        self._untold: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._peer_lost = threading.Event()
         self._waiting = 0
         self._safe_inputs = 0
@@ -161,6 +163,8 @@ class Protector:
         """Protect the VM; whether it goes on here when the pair is over."""
         listener = threading.Thread(target=self._listen, name="ft-listen", daemon=True)
         listener.start()
+        teller = threading.Thread(target=self._tell_all, name="ft-tell", daemon=True)
+        teller.start()
         while not self._role.over:
             try:
                 self._turn()
@@ -172,7 +176,13 @@ class Protector:
         alone = self._role.phase is _P.ALONE
         self._say_goodbye("the pair is over")
         listener.join()
+        self._untold.put(False)
+        teller.join()
         return alone
+
+    def _tell_all(self) -> None:
+        while self._untold.get():
+            self._on_change()
 
     def _turn(self) -> None:
         event = self._next_event()
@@ -380,4 +390,4 @@ class Protector:
             state = "seeding"
         if state != self._stats.state:
             self._stats = replace(self._stats, state=state)
-            self._on_change()
+            self._untold.put(True)

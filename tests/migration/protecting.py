@@ -138,17 +138,26 @@ class Protected:
         self.source = WatchedCheckpoints(vm, self.inputs, self.config, seeded.pending)
         self.standby.original = self.source
         self.states: list[str] = []
+        self._also_told: Callable[[], object] = lambda: None
         self.protector = Protector(
             self.source,
             seeded,
             self.cell,
             self.config,
-            on_change=lambda: self.states.append(self.protector.stats().state),
+            on_change=self._told,
         )
         self.outcome: list[bool] = []
         self._runner = threading.Thread(
             target=lambda: self.outcome.append(self.protector.run()), daemon=True
         )
+
+    def tell(self, on_change: Callable[[], object]) -> None:
+        """Have this called at each change, too."""
+        self._also_told = on_change
+
+    def _told(self) -> None:
+        self.states.append(self.protector.stats().state)
+        self._also_told()
 
     def begin(self) -> None:
         """Protect it, and return once it is."""
@@ -190,12 +199,16 @@ class Protected:
 
 @contextmanager
 def protected(
-    image: bytes, config: FtConfig | None = None, memory_bytes: int = 32 * MIB
+    image: bytes,
+    config: FtConfig | None = None,
+    memory_bytes: int = 32 * MIB,
+    before: Callable[[Protected], None] = lambda _: None,
 ) -> Iterator[Protected]:
     """A flat guest, switched on and protected."""
     vm = Vm(MachineSpec(memory_bytes, BootSource(image, format="flat"), name="flat"))
     vm.start()
     pair = Protected(vm, config)
+    before(pair)
     try:
         pair.begin()
         yield pair

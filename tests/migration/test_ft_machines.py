@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,15 @@ def test_the_survivor_goes_on_from_what_clients_saw(seed: int) -> None:
         read_on(journal, pair.vm)
         says_more(pair, journal, pair.other, 100)
         assert pair.vm.power is PowerState.OFF
+
+
+def test_checkpoints_do_not_wait_for_who_is_told_of_them() -> None:
+    """The record may take longer than the silence after which a primary is taken for dead."""
+    told = threading.Event()
+    with protected(traveller(pause=3000), before=lambda pair: pair.tell(told.wait)) as pair:
+        pair.epochs(20)
+        assert not pair.standby.takeover
+        told.set()
 
 
 def test_a_primary_that_was_replaced_never_shows_what_was_not_acknowledged() -> None:
