@@ -281,6 +281,7 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
 {
     struct rv_direct *d = v->direct;
     *lost = false;
+    d->signalled = false; /* nobody else looks: there is no runner */
     __atomic_store_n(&d->runner, m->stub->runner, __ATOMIC_SEQ_CST);
     bool ran = !wanted(v);
     if (ran) {
@@ -350,8 +351,10 @@ void rv_direct_interrupt(struct rv_vcpu *v)
         return;
     pthread_mutex_lock(&v->runner_lock);
     int runner = __atomic_load_n(&d->runner, __ATOMIC_SEQ_CST);
-    if (runner)
+    if (runner && !d->signalled) { /* one makes it trap; more would pile up in its handler */
+        d->signalled = true;
         rv_stub_interrupt(runner);
+    }
     pthread_mutex_unlock(&v->runner_lock);
 }
 

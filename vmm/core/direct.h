@@ -62,6 +62,7 @@ struct rv_direct {
         bool write, fetch;
     } fault;
     int runner;              /* the stub's process while it runs, or 0: other threads read it */
+    bool signalled; /* the runner has been interrupted since it was resumed */
     /* For the census: ticks, and numbers of stays and of traps */
     uint64_t native_ticks, switching_ticks, stays, traps;
 };
