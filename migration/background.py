@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -44,6 +44,29 @@ def starved(since_s: float) -> bool:
     """
     elapsed_s = time.monotonic() - since_s
     return elapsed_s > PATIENCE_S and time.thread_time() < STARVED_SHARE * elapsed_s
+
+
+class Workload:
+    """What a thread that waits for work, and then does it, gets of a core for that."""
+
+    def __init__(self) -> None:
+        self._elapsed_s = 0.0
+        self._got_s = 0.0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Inside, the calling thread works."""
+        began_s, had_s = time.monotonic(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._elapsed_s += time.monotonic() - began_s
+            self._got_s += time.thread_time() - had_s
+
+    @property
+    def starved(self) -> bool:
+        """See `starved`."""
+        return self._elapsed_s > PATIENCE_S and self._got_s < STARVED_SHARE * self._elapsed_s
 
 
 def in_background(work: Callable[[], T], name: str) -> T:

@@ -30,7 +30,7 @@ from rayvisor.migration.errors import StreamError
 from rayvisor.migration.fields import boolean, number, numbers, octets, plain_map, text, texts
 from rayvisor.vmm.core import _native
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 FEATURES: Final = frozenset({"lz4", "zstd", "delta", "postcopy"})
 MAX_CHUNK_BYTES: Final = 8 << 20
 """Pages of one frame, unpacked."""
@@ -89,7 +89,7 @@ class Pages:
     zeros: bytes = octets(MAX_RUN_BYTES)
     codec: str = text(8)
     delta: bool = boolean()
-    """`data` is the difference (XOR) to what was sent of these pages last."""
+    """`data` is what is to be added, to each 64-bit word, to what was sent of these pages last."""
     raw_bytes: int = number(0, MAX_CHUNK_BYTES)
     """Length of `data` when unpacked."""
     data: bytes = octets(MAX_CHUNK_BYTES + (MAX_CHUNK_BYTES >> 7))

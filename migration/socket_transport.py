@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from rayvisor.migration.background import in_background
+from rayvisor.migration.background import Workload, in_background
 from rayvisor.migration.errors import TransportError
 from rayvisor.migration.frames import MAX_FRAME_BYTES
 
@@ -169,19 +169,28 @@ class Receiver(Protocol):
 def serve(connection: socket.socket, arrival: Receiver, look_every_s: float | None = None) -> None:
     """The destination's end: feed `arrival` until the source has gone. Owns the socket.
 
-    With `look_every_s`, it is also told when no frame has come for so long.
+    With `look_every_s`, it is also told when no frame has come for so long. What need not be urgent
+    gives way to others, unless this host is overloaded.
     """
     _tune(connection)
     reader = _Reader(connection)
 
+    starved = False
+
     def feed_while(urgent: bool) -> None:
-        while arrival.urgent is urgent:
+        nonlocal starved
+        work = Workload()
+        while (starved or arrival.urgent) is urgent:
             before = reader.taken
             frame = reader.frame(look_every_s)
-            replies = (
-                arrival.idle(heard=reader.taken > before) if frame is None else arrival.feed(frame)
-            )
+            with work.counted():
+                replies = (
+                    arrival.idle(heard=reader.taken > before)
+                    if frame is None
+                    else arrival.feed(frame)
+                )
             _send(connection, replies)
+            starved = starved or (work.starved and not urgent)
 
     try:
         while True:

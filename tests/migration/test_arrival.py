@@ -16,7 +16,9 @@ from rayvisor.migration.phases import DestinationPhase
 from tests.migration.fakes import MIN_PAGES, SCHEMA, FakeDestination, Record
 from tests.migration.test_frames import SAMPLES
 
-HELLO = frames.Hello(1, (), "vm", MIN_PAGES * 4096, 4096, SCHEMA, 1, tsc_hz(), "")
+HELLO = frames.Hello(
+    frames.PROTOCOL_VERSION, (), "vm", MIN_PAGES * 4096, 4096, SCHEMA, 1, tsc_hz(), ""
+)
 STATE = frames.MachineState({}, running=True, stopped_for_ns=0)
 
 
@@ -84,7 +86,7 @@ def test_the_order_that_is_right() -> None:
         ([HELLO, STATE, pages("0000000001000000")], "ready: only in receiving"),
         ([HELLO, STATE, STATE], "ready: only in receiving"),
         ([HELLO, frames.Running(1, 1, 1)], "a source does not send this"),
-        ([replace(HELLO, version=2)], "install the same Rayvisor"),
+        ([replace(HELLO, version=frames.PROTOCOL_VERSION + 1)], "install the same Rayvisor"),
         ([replace(HELLO, memory_bytes=1 << 21)], "memory"),
         ([replace(HELLO, page_bytes=1 << 16)], "page size"),
         ([replace(HELLO, machine="machine/2")], "machine/2"),

@@ -142,7 +142,17 @@ def test_pages_that_were_not_announced_are_refused() -> None:
     pair = Pair()
     pair.destination.incomplete_allowed = False
     arrival = pair.arrival
-    hello = frames.Hello(1, ("postcopy",), "vm", PAGES * PAGE, PAGE, "machine/1", 1, tsc_hz(), "")
+    hello = frames.Hello(
+        frames.PROTOCOL_VERSION,
+        ("postcopy",),
+        "vm",
+        PAGES * PAGE,
+        PAGE,
+        "machine/1",
+        1,
+        tsc_hz(),
+        "",
+    )
     arrival.feed(frames.encode(0, hello))
     reply = arrival.feed(frames.encode(1, frames.Missing(b"")))[0]
     assert isinstance(frames.decode(reply, 1), frames.Abort)

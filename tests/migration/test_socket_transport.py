@@ -13,7 +13,7 @@ import pytest
 
 from rayvisor.migration import frames
 from rayvisor.migration.arrival import Arrival
-from rayvisor.migration.background import NICER
+from rayvisor.migration.background import NICER, PATIENCE_S
 from rayvisor.migration.config import MigrationConfig
 from rayvisor.migration.errors import MigrationFailedError, TransportError
 from rayvisor.migration.frames import MAX_FRAME_BYTES
@@ -160,3 +160,37 @@ def test_a_destination_that_dies(ends: Ends) -> None:
     with pytest.raises(MigrationFailedError, match="stays at here"):
         Migration(source, transport, record, token=1, config=config).run()
     assert source.running
+
+
+class Overloaded:
+    """A destination whose thread gets nothing of a core while it works. Not urgent, ever."""
+
+    urgent = False
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def feed(self, frame: bytes | bytearray) -> list[bytes]:
+        self.threads.append(threading.current_thread().name)
+        time.sleep(PATIENCE_S / 2)
+        return [bytes(frame)]
+
+    def idle(self, *, heard: bool) -> list[bytes]:
+        raise AssertionError(heard)
+
+    def disconnected(self) -> None:
+        pass
+
+
+def test_a_destination_on_an_overloaded_host_does_not_give_way_for_ever(ends: Ends) -> None:
+    transport, there = ends
+    arrival = Overloaded()
+    server = threading.Thread(target=serve, args=(there, arrival), name="serving", daemon=True)
+    server.start()
+    for frame in (b"1", b"2", b"3", b"4", b"5"):
+        transport.send(frame)
+        assert transport.receive(20) == frame
+    transport.close()
+    server.join(20)
+    assert arrival.threads[0] == "migration-in"
+    assert arrival.threads[-1] == "serving"

@@ -17,6 +17,7 @@
  * next one there, up to all of them. */
 #define AROUND 16u
 #define MOST_DOUBLINGS 5u
+#define ONE_STAY ((uint64_t)1 << 52)
 /* Where Linux lets nobody without privilege map (vm.mmap_min_addr). */
 #define LOWEST 0x10000u
 /* What of an entry decides where a page is and who may do what. */
@@ -256,27 +257,62 @@ static int protect_run(struct rv_mirror *m, const struct rv_mirror_table *t, uns
                         0});
 }
 
-/* Take the right to write from every page. */
+/* Take note that the stub may write a page from now on. */
+static void open_for_writing(struct rv_vcpu *v, uint64_t offset)
+{
+    rv_dirtylog_mark(v, offset, 1);
+    if (rv_codepages_has_code(v, offset >> 12))
+        rv_codepages_invalidate(v, offset, PAGE);
+    rv_direct_opened(v, offset >> 12);
+}
+
+/* Whether a page may be open for writing before it is written: nobody has to see each write. */
+static bool may_be_open(const struct rv_vcpu *v, uint64_t offset)
+{
+    return !rv_watched(&v->watch, offset >> 12) && !rv_codepages_has_code(v, offset >> 12);
+}
+
+/* Whether a page that is open is left so, and noted as written, where all are to be closed: if it
+ * was written in two periods in a row, and for a few to come. */
+static bool stays_open(struct rv_mirror *m, struct rv_mirror_table *t, unsigned i)
+{
+    uint64_t copy = t->copy[i], offset = page_offset(t, m->vcpu, i);
+    uint64_t stays = copy & MIRROR_WROTE ? MIRROR_STAYS : copy & MIRROR_STAYS;
+    t->copy[i] = copy & ~(MIRROR_WROTE | MIRROR_STAYS);
+    if (!stays || !may_be_open(m->vcpu, offset))
+        return false;
+    t->copy[i] |= stays - ONE_STAY;
+    open_for_writing(m->vcpu, offset);
+    return true;
+}
+
+static int protect_table(struct rv_mirror *m, struct rv_mirror_table *t)
+{
+    unsigned run = 0;
+    t->reopened = 0;
+    for (unsigned i = 0; i <= 512; i++) {
+        bool closes = i < 512 && t->copy[i] & MIRROR_WRITE && !stays_open(m, t, i);
+        if (i < 512 && !(t->copy[i] & MIRROR_WRITE))
+            t->copy[i] &= ~MIRROR_WROTE;
+        if (closes)
+            t->copy[i] = (t->copy[i] & ~MIRROR_WRITE) | MIRROR_WROTE;
+        if (run && (!closes || !same_rights(t->copy[i], t->copy[i - 1]))) {
+            if (protect_run(m, t, i - run, run))
+                return -1;
+            run = 0;
+        }
+        run += closes;
+    }
+    return 0;
+}
+
+/* Take the right to write from all pages but those that will be written at once. */
 static int protect_all(struct rv_mirror *m)
 {
-    for (unsigned b = 0; b < MIRROR_BUCKETS; b++) {
-        for (struct rv_mirror_table *t = m->buckets[b]; t; t = t->next) {
-            t->reopened = 0;
-            for (unsigned i = 0, run; i < 512; i += run) {
-                run = 1;
-                if (!(t->copy[i] & MIRROR_WRITE)) {
-                    t->copy[i] &= ~(uint64_t)MIRROR_WROTE;
-                    continue;
-                }
-                while (i + run < 512 && same_rights(t->copy[i + run], t->copy[i]))
-                    run++;
-                for (unsigned k = i; k < i + run; k++)
-                    t->copy[k] = (t->copy[k] & ~(uint64_t)MIRROR_WRITE) | MIRROR_WROTE;
-                if (protect_run(m, t, i, run))
-                    return -1;
-            }
-        }
-    }
+    for (unsigned b = 0; b < MIRROR_BUCKETS; b++)
+        for (struct rv_mirror_table *t = m->buckets[b]; t; t = t->next)
+            if (protect_table(m, t))
+                return -1;
     return 0;
 }
 
@@ -317,15 +353,6 @@ static bool may_tell_cpuid(const struct rv_vcpu *v, uint64_t offset)
     return false;
 }
 
-/* Take note that the stub may write a page from now on. */
-static void open_for_writing(struct rv_vcpu *v, uint64_t offset)
-{
-    rv_dirtylog_mark(v, offset, 1);
-    if (rv_codepages_has_code(v, offset >> 12))
-        rv_codepages_invalidate(v, offset, PAGE);
-    rv_direct_opened(v, offset >> 12);
-}
-
 /* Put entry `i` into the copy, with the rights its page may have in the stub now. */
 static bool note(struct rv_mirror *m, struct rv_mirror_table *t, unsigned i, bool writable,
                  bool executable, bool touched)
@@ -341,7 +368,7 @@ static bool note(struct rv_mirror *m, struct rv_mirror_table *t, unsigned i, boo
         m->mappings++;
     }
     bool execute = executable && (m->stub->traps_cpuid || !may_tell_cpuid(v, offset));
-    t->copy[i] = (entry & ~(uint64_t)MIRROR_BITS) | (write ? MIRROR_WRITE : 0) |
+    t->copy[i] = (entry & ~MIRROR_BITS) | (write ? MIRROR_WRITE : 0) |
                  (execute ? MIRROR_EXEC : 0);
     if (write)
         open_for_writing(v, offset);
@@ -374,21 +401,17 @@ static int map_around(struct rv_mirror *m, struct rv_mirror_table *t, unsigned t
     return map_fresh(m, t, first, first + around, fresh);
 }
 
-/* Whether a page that could be written, until the dirty log was read, may be opened again before it
- * is written: if that is all that stands in the way. */
+/* Whether nothing but the dirty log stands in the way of writing a page. */
 static bool may_reopen(const struct rv_mirror *m, const struct rv_mirror_table *t, unsigned i)
 {
-    struct rv_vcpu *v = m->vcpu;
-    uint64_t copy = t->copy[i];
-    if (!(copy & MIRROR_WROTE) || copy & MIRROR_WRITE || !(guest_entry(m, t, i) & PTE_D))
-        return false;
-    uint64_t page = rv_ram_offset(v, copy & PTE_ADDRESS) >> 12;
-    return !rv_watched(&v->watch, page) && !rv_codepages_has_code(v, page);
+    uint64_t entry = guest_entry(m, t, i);
+    return t->copy[i] && !(t->copy[i] & MIRROR_WRITE) &&
+           (entry & (PTE_W | PTE_D)) == (PTE_W | PTE_D) &&
+           may_be_open(m->vcpu, page_offset(t, m->vcpu, i));
 }
 
-/* A page is written again, for the first time since the dirty log was read. Who writes one page
- * after the other is going to write the next: of those that it wrote before, twice as many are
- * opened, and noted as written, with each trap. */
+/* A page is written for the first time since the dirty log was read. Who writes one page after the
+ * other is going to write the next: with each trap twice as many are opened, and noted as written. */
 static int reopen(struct rv_mirror *m, struct rv_mirror_table *t, unsigned touched)
 {
     if (touched == t->reopened && touched) {
@@ -402,7 +425,7 @@ static int reopen(struct rv_mirror *m, struct rv_mirror_table *t, unsigned touch
         open_for_writing(m->vcpu, page_offset(t, m->vcpu, end));
         t->copy[end++] |= MIRROR_WRITE;
     } while (end < 512 && end - touched < t->reach && may_reopen(m, t, end) &&
-             same_rights(t->copy[end] | MIRROR_WRITE, t->copy[touched]));
+             same_rights(t->copy[end], t->copy[touched] & ~MIRROR_WRITE));
     t->reopened = end;
     return protect_run(m, t, touched, end - touched);
 }

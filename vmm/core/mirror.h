@@ -16,12 +16,13 @@
 #include "stub.h"
 
 #define MIRROR_BUCKETS 256
-/* In bits of an entry that processors ignore: how the page is mapped in the stub, and whether it
- * could be written when that right was last taken from all pages. */
-#define MIRROR_WRITE (1u << 9)
-#define MIRROR_EXEC (1u << 10)
-#define MIRROR_WROTE (1u << 11)
-#define MIRROR_BITS (MIRROR_WRITE | MIRROR_EXEC | MIRROR_WROTE)
+/* In bits of an entry that processors ignore: how the page is mapped in the stub; that it was open
+ * for writing when that right was last taken away; how often more it is left open then. */
+#define MIRROR_WRITE ((uint64_t)1 << 9)
+#define MIRROR_EXEC ((uint64_t)1 << 10)
+#define MIRROR_WROTE ((uint64_t)1 << 11)
+#define MIRROR_STAYS ((uint64_t)3 << 52)
+#define MIRROR_BITS (MIRROR_WRITE | MIRROR_EXEC | MIRROR_WROTE | MIRROR_STAYS)
 /* vm.max_map_count is 65,530 where nobody has touched it. */
 #define MIRROR_MAX_MAPPINGS 60000u
 /* Each is some 4 KiB of the VMM's memory. */

@@ -96,7 +96,7 @@ static void pick_page(struct pick *p, size_t page)
         else
             memcpy(shadow, copy, PAGE_BYTES);
         for (size_t i = 0; i < PAGE_WORDS; i++)
-            copy[i] ^= sent[i];
+            copy[i] -= sent[i];
         memcpy(p->changes + p->change_count++ * PAGE_BYTES, copy, PAGE_BYTES);
         runs_append(&p->change_runs, page);
         return;
@@ -276,7 +276,7 @@ static void put(uint8_t *ram, const uint32_t *pairs, size_t runs, const uint8_t 
                 uint64_t now, difference;
                 memcpy(&now, to + k, sizeof(now));
                 memcpy(&difference, data + k, sizeof(difference));
-                now ^= difference;
+                now += difference;
                 memcpy(to + k, &now, sizeof(now));
             }
         }
