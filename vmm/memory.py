@@ -21,7 +21,6 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
-from rayvisor.vmm.core import _native
 from rayvisor.vmm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +70,9 @@ class GuestRam:
             ConfigError: `memory_bytes` is not a multiple of 4096, is below 1 MiB, or is more
                 than this host can map.
         """
+        # Here, and not at start-up: `rayvisor --help` needs the sizes above, and no engine.
+        from rayvisor.vmm.core import _native
+
         if memory_bytes < MIN_MEMORY_BYTES or memory_bytes % PAGE_BYTES:
             raise ConfigError(
                 f"memory of {memory_bytes} bytes: give at least 1 MiB, in multiples of 4 KiB"
