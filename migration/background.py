@@ -42,8 +42,7 @@ def starved(since_s: float) -> bool:
 
     So it is on a host that is overloaded, which is when its VMs should get away from it.
     """
-    elapsed_s = time.monotonic() - since_s
-    return elapsed_s > PATIENCE_S and time.thread_time() < STARVED_SHARE * elapsed_s
+    return _too_little(time.monotonic() - since_s, time.thread_time())
 
 
 class Workload:
@@ -66,7 +65,11 @@ class Workload:
     @property
     def starved(self) -> bool:
         """See `starved`."""
-        return self._elapsed_s > PATIENCE_S and self._got_s < STARVED_SHARE * self._elapsed_s
+        return _too_little(self._elapsed_s, self._got_s)
+
+
+def _too_little(elapsed_s: float, got_s: float) -> bool:
+    return elapsed_s > PATIENCE_S and got_s < STARVED_SHARE * elapsed_s
 
 
 def in_background(work: Callable[[], T], name: str) -> T:

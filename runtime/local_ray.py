@@ -70,7 +70,7 @@ def start(
         cluster = cluster.model_copy(update={"address": address.strip()})
         cluster_file.save(cluster)
         if hosts > 1:
-            progress(f"starting {hosts - 1} more hosts")
+            progress("starting another host" if hosts == 2 else f"starting {hosts - 1} more hosts")
             local_hosts.start_others(cluster, share, environment(cluster), object_store_bytes)
     except BaseException:
         stop(cluster)

@@ -14,11 +14,12 @@ import pytest
 from rayvisor.runtime.images import ImageStore, exec_argument
 from rayvisor.vmm.machine import PowerState
 from tests.support import programs
-from tests.support.machines import HANGS_AFTER_S, debian_vm, expect
+from tests.support.machines import HANGS_AFTER_S, debian_vm, expect, require_direct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rayvisor.vmm.core.vcpu import DirectCounts
     from rayvisor.vmm.vm import Vm
     from tests.guest.conftest import Selfcheck
 
@@ -27,14 +28,9 @@ pytestmark = [pytest.mark.guest, pytest.mark.network]
 MAPPED_BY_STUBS = {"guest-ram", "rayvisor-stub", "rayvisor-stub-text", "[vsyscall]"}
 
 
-def _require_direct(vm: Vm) -> None:
-    if vm.machine.direct_refused:
-        pytest.skip(f"no direct execution here: {vm.machine.direct_refused}")
-
-
 def test_worlds_that_alternate_at_random_lose_nothing(selfcheck: Selfcheck) -> None:
     with selfcheck.started(tick_us=1000) as vm:
-        _require_direct(vm)
+        require_direct(vm)
         vm.pause()
         vm.machine.vcpu.choose_at_random(on=True)
         vm.resume()
@@ -50,7 +46,7 @@ def test_interrupts_that_come_before_the_stub_has_gone_on_lose_nothing(
     """So many that most find the stub in its handler, again and again."""
     part = selfcheck.only("signals", "timers")
     with part.started() as vm:
-        _require_direct(vm)
+        require_direct(vm)
         vm.pause()
         vm.machine.vcpu.choose_at_random(on=True)
         vm.resume()
@@ -71,7 +67,7 @@ def test_nothing_is_native_when_it_is_not_wanted() -> None:
 def test_stubs_reach_nothing_but_guest_ram() -> None:
     before = set(_children(os.getpid(), "rayvisor-stub"))
     with debian_vm(ImageStore().build("debian")) as vm:
-        _require_direct(vm)
+        require_direct(vm)
         _until_busy(vm)
         family = set(_children(os.getpid(), "rayvisor-stub")) - before
         stubs = {pid for pid in family if "rayvisor-stub" in _mapped(pid)}
@@ -95,7 +91,7 @@ def test_stubs_reach_nothing_but_guest_ram() -> None:
 def test_a_stub_that_dies_costs_one_program() -> None:
     before = set(_children(os.getpid(), "rayvisor-stub"))
     with debian_vm(ImageStore().build("debian")) as vm:
-        _require_direct(vm)
+        require_direct(vm)
         console = expect(vm)
         console.read_until(":~# ")
         vm.console.send(b"sh -c 'while :; do :; done'; echo \"status\"=$?\n")
@@ -116,28 +112,28 @@ def test_a_stub_that_dies_costs_one_program() -> None:
 
 
 def test_code_before_a_page_that_could_go_on_with_cpuid_runs_natively() -> None:
-    if missing := programs.missing_tools():
-        pytest.skip(f"needs {', '.join(missing)}")
-    files = {"/usr/bin/attack": programs.build_program("attack")}
-    script = exec_argument("/usr/bin/attack crossing")
-    with debian_vm(ImageStore().build("debian"), script, files=files) as vm:
-        _require_direct(vm)
-        assert vm.wait(2 * HANGS_AFTER_S) is PowerState.HALTED
-        assert vm.machine.vcpu.direct_counts().native_s > 0.05
+    assert _counts_of("attack", "crossing").native_s > 0.05
 
 
 def test_a_page_that_the_guest_has_just_supplied_is_there_when_its_program_goes_on() -> None:
     """Hundreds of page faults of a program that computes: one trap each, not a second to map it."""
-    if missing := programs.missing_tools():
-        pytest.skip(f"needs {', '.join(missing)}")
-    files = {"/usr/bin/workloads": programs.build_program("workloads")}
-    script = exec_argument("/usr/bin/workloads matmul 8")
-    with debian_vm(ImageStore().build("debian"), script, files=files) as vm:
-        _require_direct(vm)
-        assert vm.wait(2 * HANGS_AFTER_S) is PowerState.HALTED
-        counts = vm.machine.vcpu.direct_counts()
+    counts = _counts_of("workloads", "matmul 8")
     assert counts.stays > 100
     assert counts.traps < 1.5 * counts.stays
+
+
+def _counts_of(program: str, arguments: str) -> DirectCounts:
+    """What direct execution counts while a program runs to its end."""
+    if missing := programs.missing_tools():
+        pytest.skip(f"needs {', '.join(missing)}")
+    path = f"/usr/bin/{program}"
+    files = {path: programs.build_program(program)}
+    with debian_vm(
+        ImageStore().build("debian"), exec_argument(f"{path} {arguments}"), files=files
+    ) as vm:
+        require_direct(vm)
+        assert vm.wait(2 * HANGS_AFTER_S) is PowerState.HALTED
+        return vm.machine.vcpu.direct_counts()
 
 
 def _until_busy(vm: Vm) -> None:

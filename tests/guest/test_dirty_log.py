@@ -12,7 +12,7 @@ import pytest
 from rayvisor.migration import pages
 from rayvisor.runtime.images import ImageStore
 from tests.support import programs
-from tests.support.machines import debian_vm, expect
+from tests.support.machines import debian_vm, expect, require_direct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,8 @@ def scribbling(how: str, *, direct: bool = True) -> Iterator[Vm]:
     with debian_vm(
         ImageStore().build("debian"), files=files, memory_bytes=MEMORY, direct=direct
     ) as vm:
-        if direct and vm.machine.direct_refused:
-            pytest.skip(f"no direct execution here: {vm.machine.direct_refused}")
+        if direct:
+            require_direct(vm)
         console = expect(vm)
         console.read_until(":~# ")
         vm.console.send(f"scribble {how}\n".encode())

@@ -59,14 +59,7 @@ def test_block_in_two_pages_of_which_the_second_changes() -> None:
     mov word ptr [0x400FFE], 0x01B8
     mov dword ptr [0x401000], 0xC3000000
     mov dword ptr [0x402000], 0xC3000001
-    mov dword ptr [PML4 + 0x3000], 0x310007
-    mov dword ptr [PML4 + 0x3004], 0
-    mov dword ptr [0x310000], 0x400007
-    mov dword ptr [0x310004], 0
-    mov dword ptr [0x310008], 0x401007
-    mov dword ptr [0x31000C], 0
-    mov rax, cr3
-    mov cr3, rax
+    map_two_pages
     mov ebx, 0x40000FFE
     mov esi, 0x40001000
     xor ebp, ebp

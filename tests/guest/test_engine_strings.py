@@ -9,20 +9,6 @@ from tests.support.machines import exits_with
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="needs binutils")
 
-TWO_PAGES_MAPPED = """
-    mov dword ptr [PML4 + 0x3000], 0x310007
-    mov dword ptr [PML4 + 0x3004], 0
-    mov dword ptr [0x310000], 0x400007
-    mov dword ptr [0x310004], 0
-    mov dword ptr [0x310008], 0x401007
-    mov dword ptr [0x31000C], 0
-    mov dword ptr [0x310010], 0
-    mov dword ptr [0x310014], 0
-    mov rax, cr3
-    mov cr3, rax
-"""
-"""0x40000000 and the page behind it are 0x400000 and 0x401000; what follows is a hole."""
-
 
 @pytest.mark.parametrize(
     ("instruction", "size"),
@@ -35,7 +21,7 @@ def test_a_fault_on_the_way_finds_the_registers_of_what_is_done(
     count = 0x3000 // size
     guest = long_mode(f"""
     gate64 14, handler
-    {TWO_PAGES_MAPPED}
+    map_two_pages
     xor ebp, ebp
     mov edi, 0x600000
     mov ecx, 0x3000 / 8
@@ -92,8 +78,8 @@ handler:
 
 def test_a_copy_that_overlaps_repeats_what_it_has_copied() -> None:
     """Also where only another mapping of the page shows that it does; downwards, it is a move."""
-    guest = long_mode(f"""
-    {TWO_PAGES_MAPPED}
+    guest = long_mode("""
+    map_two_pages
     mov r12d, 20
 1:  mov edi, 0x400000
     mov ecx, 0x2000

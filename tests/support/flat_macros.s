@@ -266,6 +266,21 @@ no_idt:
     jnz .Lhex\@
 .endm
 
+# Long mode: 0x400000 and 0x401000 at 0x40000000, by a page table at 0x310000; a hole follows.
+# Changes RAX.
+.macro map_two_pages
+    mov dword ptr [PML4 + 0x3000], 0x310007
+    mov dword ptr [PML4 + 0x3004], 0
+    mov dword ptr [0x310000], 0x400007
+    mov dword ptr [0x310004], 0
+    mov dword ptr [0x310008], 0x401007
+    mov dword ptr [0x31000C], 0
+    mov dword ptr [0x310010], 0
+    mov dword ptr [0x310014], 0
+    mov rax, cr3
+    mov cr3, rax
+.endm
+
 # Leave through the debug exit with a constant; AL with `exit_al`.
 .macro exit status
     mov al, \status

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from rayvisor.runtime.expect import ExpectConsole
 from rayvisor.vmm.machine import PowerState
 from rayvisor.vmm.spec import BootSource, MachineSpec
@@ -67,6 +69,12 @@ def exits_with(image: bytes, status: int) -> Ended:
     ended = run_flat(image)
     assert (ended.power, ended.exit_status) == (PowerState.EXITED, status), ended
     return ended
+
+
+def require_direct(vm: Vm) -> None:
+    """Skip the test where user code cannot be executed directly."""
+    if vm.machine.direct_refused:
+        pytest.skip(f"no direct execution here: {vm.machine.direct_refused}")
 
 
 def text_of(vm: Vm) -> str:

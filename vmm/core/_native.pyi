@@ -58,11 +58,11 @@ def pick_pages(
 
     `source` is all of that RAM, or the pages that are pending, one after the other. Goes on until
     `whole` or `changes` is full or no page is left. A page that has one of the `slots` (32 bits a
-    page: 0, or its number in `shadow` and 1) goes to `changes` as its difference (XOR) to what is
-    there, the others to `whole`; pages of zeros go nowhere. Unless `slots` is empty, what was
-    copied is remembered: for pages that have a slot, and for `keep` others, which get the last
-    ones of `shadow`. With a `keep` below 0 nothing is remembered, and what was known of these
-    pages is forgotten.
+    page: 0, or its number in `shadow` and 1) goes to `changes` as its difference to what is there
+    (of each 64-bit word, modulo 2^64), the others to `whole`; pages of zeros go nowhere. Unless
+    `slots` is empty, what was copied is remembered: for pages that have a slot, and for `keep`
+    others, which get the last ones of `shadow`. With a `keep` below 0 nothing is remembered, and
+    what was known of these pages is forgotten.
 
     Returns:
         Where to go on; the runs of the pages in `whole`, of those in `changes`, and of zero

@@ -127,23 +127,25 @@ static size_t count_before(const uint8_t *bitmap, size_t pages)
     return count;
 }
 
+/* The first of `pages` that is in it, from `page` on; `pages` if there is none. */
+static size_t next_in(const uint8_t *bitmap, size_t pages, size_t page)
+{
+    while (page < pages && !bit(bitmap, page))
+        page = page & 7 || bitmap[page >> 3] ? page + 1 : page + 8;
+    return page < pages ? page : pages;
+}
+
 /* Pending pages from `page` on until room is short or none is left; where to go on. */
 static size_t pick(struct pick *p, size_t page)
 {
-    while (page < p->pages) {
-        if (!(page & 7) && !p->pending[page >> 3]) {
-            page += 8;
-            continue;
-        }
-        if (bit(p->pending, page)) {
-            if (p->whole_count == p->whole_room || runs_full(&p->zero_runs) ||
-                (p->slots && p->change_count == p->changes_room))
-                return page;
-            pick_page(p, page);
-        }
-        page++;
+    page = next_in(p->pending, p->pages, page);
+    for (; page < p->pages; page = next_in(p->pending, p->pages, page + 1)) {
+        if (p->whole_count == p->whole_room || runs_full(&p->zero_runs) ||
+            (p->slots && p->change_count == p->changes_room))
+            break;
+        pick_page(p, page);
     }
-    return p->pages;
+    return page;
 }
 
 static int make_runs(struct pick *p)
@@ -239,22 +241,12 @@ static PyObject *copy_pages(PyObject *module, PyObject *args)
         goto done;
     }
     const uint8_t *bitmap = pending.buf;
-    size_t page = (size_t)first;
     /* The lock is kept: a guest stands still, and must not wait for others to give it back. */
-    while (page < pages) {
-        if (!(page & 7) && !bitmap[page >> 3]) {
-            page += 8;
-            continue;
-        }
-        if (bit(bitmap, page)) {
-            if (copied == most)
-                break;
-            memcpy((uint8_t *)room.buf + copied++ * PAGE_BYTES,
-                   (uint8_t *)ram.buf + page * PAGE_BYTES, PAGE_BYTES);
-        }
-        page++;
-    }
-    result = Py_BuildValue("nn", (Py_ssize_t)(page < pages ? page : pages), (Py_ssize_t)copied);
+    size_t page = next_in(bitmap, pages, (size_t)first);
+    for (; page < pages && copied < most; page = next_in(bitmap, pages, page + 1))
+        memcpy((uint8_t *)room.buf + copied++ * PAGE_BYTES,
+               (uint8_t *)ram.buf + page * PAGE_BYTES, PAGE_BYTES);
+    result = Py_BuildValue("nn", (Py_ssize_t)page, (Py_ssize_t)copied);
 done:
     PyBuffer_Release(&ram);
     PyBuffer_Release(&pending);
