@@ -15,7 +15,7 @@ import pytest
 from rayvisor.runtime.images import Image, ImageStore, exec_argument
 from rayvisor.vmm.machine import PowerState
 from tests.support import programs
-from tests.support.machines import HANGS_AFTER_S, debian_vm, text_of
+from tests.support.machines import HANGS_AFTER_S, debian_vm, require_direct, text_of
 
 pytestmark = [pytest.mark.guest, pytest.mark.network]
 
@@ -58,10 +58,19 @@ def _natively(program: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _in_guest(image: Image, program: Path, sections: str) -> str:
-    """What the attacks print in a guest, which then powers off."""
+def _in_guest(
+    image: Image, program: Path, sections: str, *, direct: bool = True, coin: bool = False
+) -> str:
+    """What the attacks print in a guest, which then powers off; with `coin` in both worlds."""
     script = exec_argument(f"{PROGRAM} {sections}")
-    with debian_vm(image, script, files={PROGRAM: program}, memory_bytes=512 * MIB) as vm:
+    with debian_vm(
+        image, script, files={PROGRAM: program}, memory_bytes=512 * MIB, direct=direct
+    ) as vm:
+        if coin:
+            require_direct(vm)
+            vm.pause()
+            vm.machine.vcpu.choose_at_random(on=True)
+            vm.resume()
         assert vm.wait(3 * HANGS_AFTER_S) is not None, text_of(vm)
         _, _, output = text_of(vm).partition("\n")
         assert vm.power is PowerState.HALTED, output
@@ -86,6 +95,16 @@ def test_attacks_get_what_linux_gives(image: Image, program: Path, sections: str
     wanted = _natively(program, *sections.split())
     assert "BROKEN" not in wanted
     assert _in_guest(image, program, sections).splitlines() == wanted.splitlines()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_bases_that_are_no_addresses_are_refused_in_either_world(
+    image: Image, program: Path, direct: bool
+) -> None:
+    """One that the translator took could not be had in the native world, for ever."""
+    wanted = _natively(program, "bases")
+    found = _in_guest(image, program, "bases", direct=direct, coin=direct)
+    assert found.splitlines() == wanted.splitlines()
 
 
 @pytest.mark.parametrize("section", GUEST_TEXTS)

@@ -4,6 +4,7 @@
  */
 #include "chipmem.h"
 
+#include "bases.h"
 #include "control.h"
 
 #define VECTOR_GP 13
@@ -88,7 +89,7 @@ void rv_wrmsr(void *env)
     struct rv_vcpu *v = rv_current;
     uint32_t index = (uint32_t)*gpr(env, RCX);
     uint64_t value = (uint32_t)*gpr(env, RAX) | *gpr(env, RDX) << 32;
-    if (index == MSR_EFER && rv_efer_refused(env, value))
+    if ((index == MSR_EFER && rv_efer_refused(env, value)) || rv_address_msr_refused(index, value))
         refuse(env);
     if (v && index == TICK_MSR && rv_tick_set(v, value))
         return;

@@ -326,8 +326,10 @@ void rv_direct_run(struct rv_vcpu *v)
     while (next == NATIVE && resume(v, m, &trap, &died)) {
         struct rv_stub_registers *r = m->stub->registers;
         d->traps++;
-        if (came_first(m, &trap))
-            break; /* what it was resumed with, and what the engine has, still holds */
+        if (came_first(m, &trap)) { /* what it was resumed with, and the engine has, still holds */
+            lost = !trap.signal && !d->signalled; /* nobody wanted it: it cannot be resumed */
+            break;
+        }
         rv_world_enter(v, r, &trap);
         next = on_trap(v, m, &trap);
         if (next == NATIVE && !rv_world_native(v))

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "bases.h"
 #include "blockstart.h"
 #include "chipmem.h"
 #include "codepages.h"

@@ -248,6 +248,7 @@ enum rv_uc_access { ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH };
     RV_INTERPOSED(sysret, "helper_sysret_x86_64", void, (void *env, int dflag))                    \
     RV_INTERPOSED(sysexit, "helper_sysexit_x86_64", void, (void *env, int dflag))                  \
     RV_INTERPOSED(iret, "helper_iret_protected_x86_64", void, (void *env, int shift, int next))    \
+    RV_INTERPOSED(test_cr4, "helper_cr4_testbit_x86_64", void, (void *env, uint32_t bit))          \
     RV_INTERPOSED(rdmsr, "helper_rdmsr_x86_64", void, (void *env))                                 \
     RV_INTERPOSED(wrmsr, "helper_wrmsr_x86_64", void, (void *env))                                 \
     RV_INTERPOSED(read_cr, "helper_read_crN_x86_64", uint64_t, (void *env, int reg))               \

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "bases.h"
 #include "flags.h"
 #include "vcpu.h"
 
@@ -38,6 +39,11 @@ static const struct rv_uc_segment *segment(const struct rv_vcpu *v, int index)
     return &RV_AT(v->env, ENV_SEGS, struct rv_uc_segment) + index;
 }
 
+static bool has_address(const struct rv_uc_segment *s)
+{
+    return s->base == rv_canonical(s->base);
+}
+
 bool rv_world_native(const struct rv_vcpu *v)
 {
     const uint64_t *cr = &RV_AT(v->env, ENV_CR, uint64_t);
@@ -50,6 +56,7 @@ bool rv_world_native(const struct rv_vcpu *v)
            segment(v, SEG_CS)->selector == USER_CS && segment(v, SEG_SS)->selector == USER_SS &&
            (!ds || ds == USER_SS) && (!es || es == USER_SS) &&
            !segment(v, SEG_FS)->selector && !segment(v, SEG_GS)->selector &&
+           has_address(segment(v, SEG_FS)) && has_address(segment(v, SEG_GS)) &&
            rflags & RFLAGS_IF && !(rflags & ODD_FLAGS) &&
            !(RV_AT(v->env, ENV_DR + 7 * 8, uint64_t) & DR7_ENABLED) &&
            RV_AT(v->env, ENV_EIP, uint64_t) < CANONICAL_USER_END;
@@ -133,11 +140,6 @@ static void enter_segment(struct rv_vcpu *v, int index, uint64_t selector)
     }
 }
 
-static uint64_t canonical(uint64_t address)
-{
-    return (uint64_t)((int64_t)(address << 16) >> 16);
-}
-
 void rv_world_enter(struct rv_vcpu *v, const struct rv_stub_registers *r,
                     const struct rv_stub_trap *trap)
 {
@@ -151,8 +153,8 @@ void rv_world_enter(struct rv_vcpu *v, const struct rv_stub_registers *r,
     enter_segment(v, SEG_ES, r->es & 0xffff);
     enter_segment(v, SEG_FS, r->fs & 0xffff);
     enter_segment(v, SEG_GS, r->gs & 0xffff);
-    (&RV_AT(v->env, ENV_SEGS, struct rv_uc_segment) + SEG_FS)->base = canonical(r->fs_base);
-    (&RV_AT(v->env, ENV_SEGS, struct rv_uc_segment) + SEG_GS)->base = canonical(r->gs_base);
+    (&RV_AT(v->env, ENV_SEGS, struct rv_uc_segment) + SEG_FS)->base = rv_canonical(r->fs_base);
+    (&RV_AT(v->env, ENV_SEGS, struct rv_uc_segment) + SEG_GS)->base = rv_canonical(r->gs_base);
     enter_fpu(v, (const struct fxsave *)trap->fx);
     rv_update_hflags(v->env);
 }

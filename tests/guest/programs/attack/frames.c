@@ -133,6 +133,9 @@ void attack_bases(void) {
         to_set = bases[i];
         TRY(write_gs());
         say("wrgsbase %#llx: %s", (unsigned long long)to_set, caught.signal ? "refused" : "taken");
+        unsigned long long base = 0;
+        syscall(SYS_arch_prctl, ARCH_GET_GS, &base);
+        say("    base %#llx", base);
     }
     syscall(SYS_arch_prctl, ARCH_SET_GS, 0);
     for (size_t i = 1; i < sizeof bases / sizeof *bases; i++) {
