@@ -1,9 +1,10 @@
 """Direct execution: user programs natively, and in guests with it, without it, and under QEMU.
 
 One static binary (and Debian's own busybox and tcc) runs everywhere. Each workload times itself
-by the clock of the system it runs on and prints a checksum that must be the same everywhere. All
-guests are up for the whole time and the contestants take turns at each workload, so that what
-happens to the machine meanwhile happens to all of them.
+by the clock of the system it runs on and prints a checksum that must be the same everywhere. In
+each round all guests are up and the contestants take turns at each workload, so that what happens
+to the machine meanwhile happens to all of them. Each round boots them anew: one boot of the same
+guest is some percent faster or slower than another, for as long as it is up.
 
 Work of the processor alone comes in two lengths. The long one, of a second or so, is for what
 direct execution promises of the speed of native. An eighth of it shows what a program loses until
@@ -19,7 +20,7 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from bench import tools
 from bench.contestants import (
@@ -34,6 +35,8 @@ from bench.contestants import (
 )
 from bench.report import Cell, Report, finish, median, take_precedence, verdict
 from tests.support.programs import build_program
+
+T = TypeVar("T")
 
 IN_GUEST: Final = "/usr/bin/workloads"
 NATIVE: Final = "native"
@@ -138,6 +141,12 @@ def host_large_pages() -> str:
     return words.partition("[")[2].partition("]")[0]
 
 
+def turned(order: list[T], number: int) -> list[T]:
+    """The list from another one on in each round: who runs first finds another's caches."""
+    start = number % len(order)
+    return order[start:] + order[:start]
+
+
 def measure(
     todo: list[Workload], rounds: int, translated_rounds: int, scale: int
 ) -> dict[str, Timings]:
@@ -149,25 +158,27 @@ def measure(
     names += [OURS_TRANSLATED] if direct else []
     found: dict[str, Timings] = {one.label: Timings() for one in todo}
     files = {IN_GUEST: program, **tools.files(home)}
-    with boot_files(files=files) as boot, contextlib.ExitStack() as stack:
-        guests = {
-            who: stack.enter_context(Guest(who, boot, memory_mib=MEMORY_MIB)) for who in names
-        }
-        for guest in guests.values():
-            guest.shell()
+    with boot_files(files=files) as boot:
         for number in range(rounds):
-            for one in todo:
-                timings = found[one.label]
-                divisor = one.divisor * scale
-                timings.add(NATIVE, natively(program, one.name, divisor, home))
-                for who, guest in guests.items():
-                    translated = who != OURS or not direct
-                    rare = one.kind == "cpu" and number >= translated_rounds
-                    if translated and (one.long or rare):
-                        continue
-                    timings.add(who, guest.run(f"{IN_GUEST} {one.name} {divisor}", SLOWEST_S))
-                    took_s = timings.seconds[who][-1]
-                    print(f"{number + 1}: {who}: {one.label}: {took_s:.3f} s", flush=True)
+            with contextlib.ExitStack() as stack:
+                guests = {
+                    who: stack.enter_context(Guest(who, boot, memory_mib=MEMORY_MIB))
+                    for who in turned(names, number)
+                }
+                for guest in guests.values():
+                    guest.shell()
+                for one in todo:
+                    timings = found[one.label]
+                    divisor = one.divisor * scale
+                    timings.add(NATIVE, natively(program, one.name, divisor, home))
+                    for who, guest in guests.items():
+                        translated = who != OURS or not direct
+                        rare = one.kind == "cpu" and number >= translated_rounds
+                        if translated and (one.long or rare):
+                            continue
+                        timings.add(who, guest.run(f"{IN_GUEST} {one.name} {divisor}", SLOWEST_S))
+                        took_s = timings.seconds[who][-1]
+                        print(f"{number + 1}: {who}: {one.label}: {took_s:.3f} s", flush=True)
     return found
 
 

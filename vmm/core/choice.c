@@ -8,7 +8,7 @@
 #include "vcpu.h"
 
 /* Stays in ring 3 that are timed in the engine: one in so many, for a clock costs as well. */
-#define SAMPLE 8
+#define SAMPLE 16
 /* How much faster the processor is than the engine, at the least that pays. */
 #define SPEEDUP 4
 /* What a switch costs, and what it costs besides: caches, and the way back into the engine. In us. */
@@ -17,7 +17,12 @@
 /* A stub is made when the stays in the engine so far would have saved what it costs, in us; no single
  * one counts for more than so many. */
 #define PROMOTE_US 3000
-#define MOST_STAY_US 50
+#define MOST_STAY_US 200
+/* Stays longer than this, on average, are not told by the clock of one in so many: a look that finds
+ * user code stands for all the time since the last. */
+#define LONG_STAY_US 100
+/* What stays in the engine took is forgotten in about 2 to this power of native ones. */
+#define FORGET 6
 #define FIRST_PATIENCE 64u
 #define MOST_PATIENCE 8192u
 #define BAN_STAYS 65536u
@@ -93,6 +98,27 @@ static void promote(struct rv_direct *d)
     d->here->missed = (int64_t)(PROMOTE_US * d->ticks_a_us);
 }
 
+/* As many stays, of so many ticks each, would have saved this by being native. */
+static void miss(struct rv_direct *d, struct rv_record *r, int64_t stay, int64_t stays)
+{
+    r->missed += (stay - stay / SPEEDUP - (int64_t)(SWITCH_US * d->ticks_a_us)) * stays;
+    if (r->missed < 0)
+        r->missed = 0;
+    r->stay += (stay - r->stay) / 4;
+}
+
+/* A look has found user code, and not in the stay in which it was asked for. */
+static void weigh(struct rv_direct *d, int64_t ran_ns)
+{
+    int64_t stays = (int64_t)(d->entries - d->look_entries) + 1;
+    int64_t stay = ran_ns / 1000 * (int64_t)d->ticks_a_us / stays;
+    if (stay < (int64_t)(LONG_STAY_US * d->ticks_a_us))
+        return;
+    miss(d, d->here, stay, stays);
+    if (d->here->missed >= (int64_t)(PROMOTE_US * d->ticks_a_us))
+        promote(d);
+}
+
 static void leave_engine(struct rv_vcpu *v)
 {
     v->direct->go = true;
@@ -135,15 +161,19 @@ bool rv_direct_stays_long(struct rv_vcpu *v)
     }
     if (d->go || !__atomic_exchange_n(&d->look, 0, __ATOMIC_SEQ_CST))
         return d->go;
-    bool same = d->in_ring3 && d->look_entries == d->entries &&
-                cpu_ns() - d->look_cpu_ns >= LEAST_CPU_NS;
-    d->look_entries = 0;
-    if (same)
+    int64_t ran_ns = cpu_ns() - d->look_cpu_ns;
+    bool same = d->look_entries == d->entries;
+    if (d->in_ring3 && same && ran_ns >= LEAST_CPU_NS) {
+        d->here->stay = ran_ns / 1000 * (int64_t)d->ticks_a_us;
         promote(d);
-    else
+        d->go = true;
+    } else {
         d->idle_looks++;
-    d->go = same;
-    return same;
+        if (d->in_ring3 && !same)
+            weigh(d, ran_ns);
+    }
+    d->look_entries = 0;
+    return d->go;
 }
 
 void rv_direct_ticked(struct rv_vcpu *v)
@@ -165,15 +195,10 @@ void rv_direct_ring0(struct rv_vcpu *v)
         rv_choice_end(d, d->spaces[0] ? d->spaces[0]->switch_ticks : 0);
     if (!d->entered)
         return;
-    uint64_t stay = __rdtsc() - d->entered;
-    struct rv_record *r = d->here;
-    uint64_t most = MOST_STAY_US * d->ticks_a_us, least = SWITCH_US * d->ticks_a_us;
-    if (stay > most)
-        stay = most;
+    int64_t stay = (int64_t)(__rdtsc() - d->entered);
+    int64_t most = (int64_t)(MOST_STAY_US * d->ticks_a_us);
     d->entered = 0;
-    r->missed += ((int64_t)(stay - stay / SPEEDUP) - (int64_t)least) * SAMPLE;
-    if (r->missed < 0)
-        r->missed = 0;
+    miss(d, d->here, stay < most ? stay : most, SAMPLE);
 }
 
 void rv_choice_begin(struct rv_direct *d)
@@ -210,7 +235,9 @@ void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks)
     uint64_t total = __rdtsc() - d->stay_began, switches = d->stay_runs * switch_ticks;
     uint64_t native = d->stay_running > switches ? d->stay_running - switches : 0;
     uint64_t after = d->stay_runs * AFTER_SWITCH_US * d->ticks_a_us;
-    int64_t gain = (int64_t)(native * SPEEDUP) - (int64_t)(total + after);
+    int64_t engine = (int64_t)(native * SPEEDUP) > r->stay ? (int64_t)(native * SPEEDUP) : r->stay;
+    int64_t gain = engine - (int64_t)(total + after);
+    r->stay -= r->stay >> FORGET;
     d->stays++;
     d->native_ticks += native;
     d->switching_ticks += total - native;

@@ -28,6 +28,7 @@ struct rv_record {
     uint64_t cr3;
     int64_t missed;       /* what its stays in the engine would have saved, by estimate */
     int64_t gain;         /* average of a native stay: ticks saved, by estimate */
+    int64_t stay;         /* average of a stay in the engine, as far as that is still known */
     uint32_t wait;        /* stays to translate before native is tried again */
     uint32_t patience;    /* how many that will be next time */
     bool needs_cpuid;     /* its code lies beside CPUID: its stub must trap that */

@@ -116,7 +116,7 @@ struct rv_vcpu {
 enum { RV_STOP_KICK = 1, RV_STOP_ALARM = 2 };
 
 /* The vCPU that runs on this thread, for functions the engine calls without a context. */
-extern _Thread_local struct rv_vcpu *rv_current;
+extern _Thread_local struct rv_vcpu *rv_current __attribute__((tls_model("initial-exec")));
 
 /* Where the guest stands: RIP with the base of CS. */
 static inline uint64_t rv_linear_rip(const struct rv_vcpu *v)
