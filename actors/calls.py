@@ -78,9 +78,9 @@ def find_vm(name: str) -> Any:  # noqa: ANN401 - as above
 
 
 def fails_over(name: str) -> bool:
-    """Whether the VM has a secondary that will take over if its process is lost."""
+    """Whether the VM has a secondary that may take over if its process is lost."""
     placement = read_placement(RayStore(), name)
-    return placement is not None and placement.pair is not None and placement.pair.ready
+    return placement is not None and placement.pair is not None
 
 
 def find_actor(name: str) -> Any:  # noqa: ANN401 - as above

@@ -145,7 +145,7 @@ class Host(Generic[BootT_contra]):
         def ended(reason: str) -> None:
             current = read_placement(self._store, placement.name)
             if current is not None and current.pid == pid and current.pair is not None:
-                # Its secondary takes over this moment, on its own; others' ends must not wait.
+                # Its secondary takes over or gives up this moment; others' ends must not wait.
                 threading.Thread(
                     target=wait_and_tell, args=(reason,), name="wait_and_tell", daemon=True
                 ).start()
@@ -156,7 +156,7 @@ class Host(Generic[BootT_contra]):
             deadline_s = time.monotonic() + TAKEOVER_S
             while time.monotonic() < deadline_s:
                 current = read_placement(self._store, placement.name)
-                if current is None or current.pair is None or not current.pair.ready:
+                if current is None or current.pair is None:
                     break
                 time.sleep(TAKEOVER_LOOK_S)
             tell(reason)

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from rayvisor.actors.ft_record import effective
+from rayvisor.actors.ft_record import StoreCell, effective, parted
 from rayvisor.actors.records import Comeback, LastWords, Move, Placement, Spot, VmRequest
 from rayvisor.migration.errors import OwnershipLostError
+from rayvisor.migration.ft_protocol import Verdict
 from rayvisor.vmm.errors import ClusterError, MigrationError, UnknownVmError
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ class Ledger:
             StaleTokenError: the VM was removed, moved or taken back in the meantime.
         """
         with self._lock:
-            found = self._owned(name, token)
-            if found.pair is not None:
-                raise StaleTokenError(f"VM {name!r} has a secondary, which takes over")
+            found = self._without_pair(self._owned(name, token))
             before = found.comeback
             self._store.delete(f"end/{name}")
             return self._write(
@@ -361,6 +360,19 @@ class Ledger:
         placement = self._placements[name]
         now = effective(placement, self._store)
         return placement if now is placement else self._write(now)
+
+    def _without_pair(self, placement: Placement) -> Placement:
+        """Of a VM that is down: its secondary, if it has had no epoch, shall not go on."""
+        pair = placement.pair
+        if pair is None:
+            return placement
+        if pair.ready:
+            raise StaleTokenError(f"VM {placement.name!r} has a secondary, which takes over")
+        if pair.secondary.actor:
+            verdict = StoreCell(self._store, pair.id).decide(Verdict.PRIMARY)
+            if verdict is not Verdict.PRIMARY:
+                raise StaleTokenError(f"the secondary of VM {placement.name!r} has taken over")
+        return parted(placement, "")
 
     def _check_free(self, name: str) -> None:
         taken = self._placements.get(name)

@@ -15,11 +15,11 @@ The secondary::
 
     FILLING --first epoch--> STANDBY --peer lost, handed over--> CLAIMING --secondary--> RUNNING
        |                                                            |
-       +--peer lost--> DISCARDED <------------- else ---------------+
+       +--peer lost, primary--> DISCARDED <---- else ---------------+
 
 Who goes on when the two lose sight of each other is written in one cell of the placement record
 that can be written once: the pair's `Verdict`. Both sides try to write their own name and obey what
-they find there. Three rules make that safe:
+they find there; a secondary that has no epoch yet writes the other's. Three rules make that safe:
 
 * From the instant of the first cut on, the primary releases output only up to the last cut that was
   acknowledged, until the cell says that it is the survivor. So an acknowledgement is the only
@@ -300,7 +300,8 @@ class Secondary:
 
     def _claim(self) -> tuple[Secondary, Instructions]:
         if self.phase is _S.FILLING:
-            return replace(self, phase=_S.DISCARDED), (Discard(),)
+            # Said, so that nobody waits for what this side might do.
+            return replace(self, phase=_S.DISCARDED), (Decide(Verdict.PRIMARY), Discard())
         if self.phase is _S.STANDBY:
             return replace(self, phase=_S.CLAIMING), (Decide(Verdict.SECONDARY),)
         return self, NOTHING

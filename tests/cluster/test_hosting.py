@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rayvisor.actors.hosting import Host
+from rayvisor.actors import ft_record
+from rayvisor.actors.ft_record import StoreCell
+from rayvisor.actors.hosting import TAKEOVER_LOOK_S, Host
 from rayvisor.actors.ledger import Ledger, StaleTokenError, read_end, write_end
-from rayvisor.actors.records import GuestStatus, LastWords, Placement, Spot, VmRequest, VmState
+from rayvisor.actors.records import (
+    GuestStatus,
+    LastWords,
+    Pair,
+    Placement,
+    Protection,
+    Spot,
+    VmRequest,
+    VmState,
+)
+from rayvisor.migration.ft_protocol import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +115,34 @@ def test_it_does_not_talk_over_the_vm_itself(store: MemoryStore) -> None:
     write_end(store, "web", placement.token, own)
     watch.watched[99]("killed by SIGKILL")
     assert read_end(store, "web", placement.token) == own
+
+
+def paired(store: MemoryStore) -> tuple[Ledger, Placement]:
+    """A VM on host `me` in process 99 whose secondary on another host is still being filled."""
+    ledger = Ledger(store)
+    mine = ledger.reserve(REQUEST, "me", "alpha")
+    ledger.assign("web", mine.token, "actor")
+    ledger.confirm("web", mine.token, pid=99)
+    ledger.edit("web", ft_record.wanted(Protection(0.025, 0.5)))
+    there = Spot("you", "beta", "other", 100)
+    return ledger, ledger.edit("web", ft_record.paired(Pair("p", ledger.next_token(), there)))
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_vm_has_not_failed_while_its_secondary_may_go_on(
+    store: MemoryStore, verdict: Verdict
+) -> None:
+    """The secondary has its first epoch before the ledger knows."""
+    _, placement = paired(store)
+    watch = Watch()
+    Host("me", store, Spawner(), watch).prepare_vm(placement)
+    watch.watched[99]("killed by SIGKILL")
+    time.sleep(3 * TAKEOVER_LOOK_S)
+    assert store.keys("end/") == []
+    StoreCell(store, "p").decide(verdict)
+    (waiting,) = (t for t in threading.enumerate() if t.name == "wait_and_tell")
+    waiting.join(5)
+    assert bool(store.keys("end/")) == (verdict is Verdict.PRIMARY)
 
 
 def test_it_is_silent_about_a_vm_that_was_removed(store: MemoryStore) -> None:

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayvisor.actors import ft_record
+from rayvisor.actors.ft_record import StoreCell
 from rayvisor.actors.ledger import (
     Ledger,
     NameTakenError,
@@ -16,7 +18,8 @@ from rayvisor.actors.ledger import (
     read_placement,
     write_end,
 )
-from rayvisor.actors.records import LastWords, VmRequest, VmState
+from rayvisor.actors.records import LastWords, Pair, Protection, Spot, VmRequest, VmState
+from rayvisor.migration.ft_protocol import Verdict
 from rayvisor.vmm.errors import MigrationError, UnknownVmError
 from tests.cluster.conftest import MemoryStore
 
@@ -139,3 +142,42 @@ def test_an_unreadable_record_is_left_out(store: MemoryStore, raw: bytes) -> Non
     store.put("end/web", raw)
     assert Ledger(store).placements() == []
     assert read_end(store, "web", 1) is None
+
+
+def paired(ledger: Ledger) -> int:
+    """A VM with a secondary that has had no epoch yet; its token."""
+    token = ledger.reserve(REQUEST, "id", "alpha").token
+    ledger.confirm("web", token, pid=42)
+    ledger.edit("web", ft_record.wanted(Protection(0.025, 0.5)))
+    there = Spot("other", "beta", "actor", 43)
+    ledger.edit("web", ft_record.paired(Pair("p", ledger.next_token(), there)))
+    return token
+
+
+def test_a_secondary_without_an_epoch_does_not_keep_a_vm_from_coming_back(
+    store: MemoryStore,
+) -> None:
+    ledger = Ledger(store)
+    token = paired(ledger)
+    back = ledger.begin_comeback("web", token, "third", "gamma", "its host alpha is dead")
+    assert (back.host_name, back.pair) == ("gamma", None)
+    assert StoreCell(store, "p").decide(Verdict.SECONDARY) is Verdict.PRIMARY
+    assert [r.spot.pid for r in back.remains] == [43]
+
+
+def test_a_secondary_that_goes_on_is_left_alone(store: MemoryStore) -> None:
+    ledger = Ledger(store)
+    token = paired(ledger)
+    StoreCell(store, "p").decide(Verdict.SECONDARY)
+    with pytest.raises(StaleTokenError):
+        ledger.begin_comeback("web", token, "third", "gamma", "its host alpha is dead")
+    assert ledger.get("web").pid == 43
+
+
+def test_a_secondary_that_may_go_on_is_waited_for(store: MemoryStore) -> None:
+    ledger = Ledger(store)
+    token = paired(ledger)
+    ledger.edit("web", ft_record.ready("p"))
+    with pytest.raises(StaleTokenError, match="has a secondary, which takes over"):
+        ledger.begin_comeback("web", token, "third", "gamma", "its host alpha is dead")
+    assert StoreCell(store, "p").read() is None

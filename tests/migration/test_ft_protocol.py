@@ -234,3 +234,9 @@ def test_what_is_said_twice_changes_nothing() -> None:
         running = Secondary(SecondaryPhase.RUNNING, epoch=1)
         assert running.on(ft.Decided(verdict)) == (running, ())
         assert running.on(ft.EpochComplete(2)) == (running, ())
+
+
+def test_a_secondary_without_an_epoch_says_that_it_will_not_go_on() -> None:
+    secondary, told = Secondary().on(ft.PeerLost())
+    assert told == (ft.Decide(Verdict.PRIMARY), ft.Discard())
+    assert secondary.on(ft.Decided(Verdict.PRIMARY)) == (secondary, ft.NOTHING)
