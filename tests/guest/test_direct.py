@@ -57,7 +57,21 @@ def test_interrupts_that_come_before_the_stub_has_gone_on_lose_nothing(
         assert vm.machine.vcpu.direct_counts().native_s > 0
 
 
-def test_nothing_is_native_when_it_is_not_wanted() -> None:
+def test_interrupts_that_come_beside_page_faults_do_not_end_native_execution() -> None:
+    """Signals that were under way when the stub trapped by itself find it resumed already."""
+    if missing := programs.missing_tools():
+        pytest.skip(f"needs {', '.join(missing)}")
+    path = "/usr/bin/workloads"
+    files = {path: programs.build_program("workloads")}
+    script = exec_argument(f"{path} quicksort 1; {path} sha256 1")
+    with debian_vm(ImageStore().build("debian"), script, files=files) as vm:
+        require_direct(vm)
+        deadline = time.monotonic() + 2 * HANGS_AFTER_S
+        while vm.wait(0.0002) is None and time.monotonic() < deadline:
+            vm.machine.vcpu.kick()
+        assert vm.power is PowerState.HALTED
+        counts = vm.machine.vcpu.direct_counts()
+        assert counts.native_s > 0.4 * vm.cpu_s
     with debian_vm(ImageStore().build("debian"), direct=False) as vm:
         _until_busy(vm)
         assert vm.machine.vcpu.direct_counts().stays == 0

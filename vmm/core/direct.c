@@ -29,6 +29,7 @@
 /* Where windows are put: high in the lower half, where few programs map anything. */
 #define FIRST_WINDOW_SLOT 64u
 #define LAST_WINDOW_SLOT 250u
+#define MOST_FALSE_STARTS 16u
 #define OPCODE_INT3 0xccu
 #define OPCODE_ICEBP 0xf1u
 #define OPCODE_INT 0xcdu
@@ -161,6 +162,14 @@ static bool inside_window(const struct rv_mirror *m, uint64_t rip)
 static bool came_first(const struct rv_mirror *m, const struct rv_stub_trap *trap)
 {
     return !trap->signal || (trap->signal == SIGUSR1 && inside_window(m, trap->rip));
+}
+
+/* One signal more may come than was seen: it was under way when the runner trapped by itself. What
+ * traps without end before user code runs is the handler, by what it was resumed with. */
+static bool cannot_be_resumed(struct rv_direct *d, const struct rv_stub_trap *trap)
+{
+    d->false_starts = trap->signal || d->signalled ? 0 : d->false_starts + 1;
+    return d->false_starts > MOST_FALSE_STARTS;
 }
 
 static enum next on_system_call(struct rv_vcpu *v, const struct rv_stub_trap *trap)
@@ -327,9 +336,10 @@ void rv_direct_run(struct rv_vcpu *v)
         struct rv_stub_registers *r = m->stub->registers;
         d->traps++;
         if (came_first(m, &trap)) { /* what it was resumed with, and the engine has, still holds */
-            lost = !trap.signal && !d->signalled; /* nobody wanted it: it cannot be resumed */
+            lost = cannot_be_resumed(d, &trap);
             break;
         }
+        d->false_starts = 0;
         rv_world_enter(v, r, &trap);
         next = on_trap(v, m, &trap);
         if (next == NATIVE && !rv_world_native(v))

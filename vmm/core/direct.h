@@ -64,6 +64,7 @@ struct rv_direct {
     } fault;
     int runner;              /* the stub's process while it runs, or 0: other threads read it */
     bool signalled; /* the runner has been interrupted since it was resumed */
+    unsigned false_starts; /* in a row: it trapped before user code ran, and nobody wanted that */
     /* For the census: ticks, and numbers of stays and of traps */
     uint64_t native_ticks, switching_ticks, stays, traps;
 };
