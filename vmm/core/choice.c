@@ -7,8 +7,6 @@
 
 #include "vcpu.h"
 
-/* Stays in ring 3 that are timed in the engine: one in so many, for a clock costs as well. */
-#define SAMPLE 16
 /* How much faster the processor is than the engine, at the least that pays. */
 #define SPEEDUP 4
 /* What a switch costs, and what it costs besides: caches, and the way back into the engine. In us. */
@@ -41,11 +39,6 @@ static int64_t cpu_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-uint64_t rv_choice_cr3(const struct rv_vcpu *v)
-{
-    return RV_AT(v->env, ENV_CR + 3 * 8, uint64_t) & PTE_ADDRESS;
 }
 
 struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3)
@@ -93,6 +86,7 @@ static bool choose(struct rv_vcpu *v, struct rv_record *r)
 /* User code of this address space stays long: it is worth a stub, whatever it was before. */
 static void promote(struct rv_direct *d)
 {
+    d->quiet_cr3 = NO_CR3;
     d->idle_looks = 0;
     d->here->wait = 0;
     d->here->missed = (int64_t)(PROMOTE_US * d->ticks_a_us);
@@ -101,6 +95,7 @@ static void promote(struct rv_direct *d)
 /* As many stays, of so many ticks each, would have saved this by being native. */
 static void miss(struct rv_direct *d, struct rv_record *r, int64_t stay, int64_t stays)
 {
+    d->quiet_cr3 = NO_CR3;
     r->missed += (stay - stay / SPEEDUP - (int64_t)(SWITCH_US * d->ticks_a_us)) * stays;
     if (r->missed < 0)
         r->missed = 0;
@@ -132,10 +127,14 @@ void rv_choice_ring3(struct rv_vcpu *v)
     d->entered = 0;
     d->in_ring3 = true;
     d->entries++;
+    bool quiet = !r->wait && !d->coin;
+    d->quiet_cr3 = NO_CR3;
     if (choose(v, r)) {
         leave_engine(v);
         return;
     }
+    if (quiet)
+        d->quiet_cr3 = r->cr3;
     if (d->entries % SAMPLE == 0)
         d->entered = __rdtsc();
     if (!d->look_entries && r->wait < BAN_STAYS / 2) {

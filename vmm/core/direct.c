@@ -113,6 +113,7 @@ void rv_direct_forget(struct rv_vcpu *v)
         drop_space(v, 0);
     memset(v->direct->records, 0, sizeof(v->direct->records));
     v->direct->here = NULL;
+    v->direct->quiet_cr3 = NO_CR3;
     v->direct->go = v->direct->in_ring3 = false;
     v->direct->interrupted = v->direct->stay_goes_on = false;
     v->direct->entered = 0;
@@ -317,6 +318,7 @@ void rv_direct_run(struct rv_vcpu *v)
     struct rv_direct *d = v->direct;
     struct rv_stub_trap trap;
     d->go = false;
+    d->quiet_cr3 = NO_CR3;
     d->here = rv_choice_record(d, rv_choice_cr3(v));
     if (!rv_world_native(v))
         return;
@@ -418,6 +420,7 @@ int rv_direct_start(struct rv_vcpu *v, int ram_fd, uint64_t tsc_hz, char *why, s
         snprintf(why, why_bytes, "out of memory");
     } else {
         d->ticks_a_us = tsc_hz / 1000000;
+        d->quiet_cr3 = NO_CR3;
         d->maker = rv_stub_maker_start(ram_fd, why, why_bytes);
     }
     if (d && d->maker) {

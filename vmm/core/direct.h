@@ -41,6 +41,7 @@ struct rv_direct {
     struct rv_record *here;  /* of the address space whose user code runs or ran last */
     uint64_t write_epoch;    /* grows when no page may be writable in any stub */
     uint8_t *open_pages;     /* a bit a page of RAM: perhaps writable in some stub */
+    uint64_t quiet_cr3;      /* the address space that `here` is of, if it stays translated for now */
     uint64_t entered;        /* when ring 3 was entered in the engine, or 0: not measured */
     uint32_t entries;
     uint64_t ticks_a_us;

@@ -41,8 +41,9 @@ helper_fn *rv_before_iret(void *env, int shift) __attribute__((visibility("hidde
 /* If it faults instead, the exception takes this back. */
 static void going_down(void)
 {
-    if (rv_current && rv_current->direct)
-        rv_choice_ring3(rv_current);
+    struct rv_vcpu *v = rv_current;
+    if (v && v->direct && !rv_choice_quiet(v))
+        rv_choice_ring3(v);
 }
 
 helper_fn *rv_before_sysret(void *env, int dflag)
