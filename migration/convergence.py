@@ -2,7 +2,8 @@
 
 The guest is stopped as soon as what is left can be sent within the downtime target. How fast pages
 go while it runs is known from the rounds; how much faster they go once it stands still is not, so
-where up to `HOPE` times as fast would do, it is to be tried with a sample.
+where up to `HOPE` times as fast would do, it is to be tried with a sample. After the first round
+that is less: what it left out is sent whole.
 
 While rounds get smaller by themselves, nothing else is done. When two in a row did not get much
 smaller than what had just been sent, the guest writes faster than pages can be sent. Then post-copy
@@ -40,6 +41,9 @@ SMOOTHING: Final = 0.5
 HOPE: Final = 6.0
 """How many times as fast as while the guest ran pages may go once it stands still: they have its
 core, and are sent as differences, or need no packing."""
+HOPE_WHOLE: Final = 2.5
+"""The same of pages that have not been sent at all. A sample in vain costs the guest more than the
+round does that sends them while it runs."""
 MOST_SAMPLES: Final = 3
 """Each costs the guest a few milliseconds: whole pages, differences, and a slowed-down guest's."""
 LARGEST_SAMPLE: Final = 2048
@@ -150,7 +154,8 @@ class Convergence:
         return self._pages_per_s or FIRST_GUESS_PAGES_PER_S
 
     def _worth_a_try(self, pages: int) -> bool:
-        hoped_s = self._fixed_cost_s + pages / (HOPE * self._rate)
+        hope = HOPE if self._rounds > 1 else HOPE_WHOLE
+        hoped_s = self._fixed_cost_s + pages / (hope * self._rate)
         return self._samples < MOST_SAMPLES and hoped_s <= MARGIN * self._config.downtime_s
 
     def _last_resort(self) -> Step:

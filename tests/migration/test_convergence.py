@@ -52,12 +52,21 @@ def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_stopped() -> None:
 
 def test_what_might_fit_once_the_guest_stands_still_is_tried() -> None:
     convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
-    assert convergence.after(14_000, 0.16, 12_800).step is Step.TRY
+    convergence.after(14_000, 0.16, 12_800)
+    assert convergence.after(12_800, 0.1, 12_800).step is Step.TRY
     assert convergence.after_sample(1_000, 0.0025, 11_000, 0.008).step is Step.STOP
+
+
+def test_pages_that_have_not_been_sent_at_all_are_not_hoped_to_go_as_differences() -> None:
+    convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
+    assert convergence.after(14_000, 0.16, 12_800).step is Step.ROUND
+    convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
+    assert convergence.after(14_000, 0.16, 8_000).step is Step.TRY
 
 
 def test_a_sample_that_says_too_long_lets_the_guest_run_on() -> None:
     convergence = Convergence(MigrationConfig(downtime_s=0.06), 0.003)
+    convergence.after(14_000, 0.16, 12_800)
     assert convergence.after(14_000, 0.16, 12_800).step is Step.TRY
     assert convergence.after_sample(1_000, 0.005, 11_000, 0.008).step is Step.ROUND
     assert convergence.after_sample(0, 0.0, 11_000, 0.008).step is Step.ROUND
