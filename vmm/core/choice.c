@@ -59,6 +59,11 @@ void rv_choice_ban(struct rv_record *r)
     r->wait = BAN_STAYS;
 }
 
+static bool banned(const struct rv_record *r)
+{
+    return r->wait >= BAN_STAYS / 2;
+}
+
 uint32_t rv_choice_random(struct rv_direct *d)
 {
     static _Thread_local uint64_t state;
@@ -107,7 +112,7 @@ static void weigh(struct rv_direct *d, int64_t ran_ns)
 {
     int64_t stays = (int64_t)(d->entries - d->look_entries) + 1;
     int64_t stay = ran_ns / 1000 * (int64_t)d->ticks_a_us / stays;
-    if (stay < (int64_t)(LONG_STAY_US * d->ticks_a_us))
+    if (stay < (int64_t)(LONG_STAY_US * d->ticks_a_us) || banned(d->here))
         return;
     miss(d, d->here, stay, stays);
     if (d->here->missed >= (int64_t)(PROMOTE_US * d->ticks_a_us))
@@ -137,7 +142,7 @@ void rv_choice_ring3(struct rv_vcpu *v)
         d->quiet_cr3 = r->cr3;
     if (d->entries % SAMPLE == 0)
         d->entered = __rdtsc();
-    if (!d->look_entries && r->wait < BAN_STAYS / 2) {
+    if (!d->look_entries && !banned(r)) {
         uint32_t idle = d->idle_looks < MOST_IDLE_LOOKS ? d->idle_looks : MOST_IDLE_LOOKS;
         d->look_entries = d->entries;
         d->look_cpu_ns = cpu_ns();
@@ -179,7 +184,7 @@ void rv_direct_ticked(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
     int64_t now = cpu_ns();
-    if (d->in_ring3 && d->entries == d->tick_entries + 1 && d->here->wait < BAN_STAYS / 2 &&
+    if (d->in_ring3 && d->entries == d->tick_entries + 1 && !banned(d->here) &&
         now - d->tick_cpu_ns >= LEAST_CPU_NS)
         promote(d);
     d->tick_entries = d->entries;
