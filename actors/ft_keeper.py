@@ -366,10 +366,8 @@ class FtKeeper:
         def end(placement: Placement) -> Placement:
             if placement.pair is None or placement.pair.id != pair_id:
                 return placement
-            if placement.pair.secondary.actor:
-                verdict = StoreCell(self._store, pair_id).decide(Verdict.PRIMARY)
-                if verdict is Verdict.SECONDARY:
-                    return ft_record.taken_over(placement)
+            if ft_record.for_primary(placement.pair, self._store) is Verdict.SECONDARY:
+                return ft_record.taken_over(placement)
             return ft_record.parted(placement, "")
 
         with contextlib.suppress(UnknownVmError):

@@ -61,6 +61,13 @@ def _verdict(raw: bytes | None) -> Verdict | None:
         return None
 
 
+def for_primary(pair: Pair, store: KeyValueStore) -> Verdict:
+    """Have the primary go on without this pair, unless it is decided otherwise; what is."""
+    if not pair.secondary.actor:  # it was never begun
+        return Verdict.PRIMARY
+    return StoreCell(store, pair.id).decide(Verdict.PRIMARY)
+
+
 def config_of(placement: Placement) -> FtConfig:
     """What was asked of the VM's fault tolerance."""
     ft, _ = _paired(placement)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from rayvisor.actors.ft_record import StoreCell, effective, parted
+from rayvisor.actors.ft_record import effective, for_primary, parted
 from rayvisor.actors.records import Comeback, LastWords, Move, Placement, Spot, VmRequest
 from rayvisor.migration.errors import OwnershipLostError
 from rayvisor.migration.ft_protocol import Verdict
@@ -368,10 +368,8 @@ class Ledger:
             return placement
         if pair.ready:
             raise StaleTokenError(f"VM {placement.name!r} has a secondary, which takes over")
-        if pair.secondary.actor:
-            verdict = StoreCell(self._store, pair.id).decide(Verdict.PRIMARY)
-            if verdict is not Verdict.PRIMARY:
-                raise StaleTokenError(f"the secondary of VM {placement.name!r} has taken over")
+        if for_primary(pair, self._store) is not Verdict.PRIMARY:
+            raise StaleTokenError(f"the secondary of VM {placement.name!r} has taken over")
         return parted(placement, "")
 
     def _check_free(self, name: str) -> None:

@@ -20,7 +20,7 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from bench import tools
 from bench.contestants import (
@@ -35,8 +35,6 @@ from bench.contestants import (
 )
 from bench.report import Cell, Report, finish, median, take_precedence, verdict
 from tests.support.programs import build_program
-
-T = TypeVar("T")
 
 IN_GUEST: Final = "/usr/bin/workloads"
 NATIVE: Final = "native"
@@ -78,8 +76,8 @@ class Timings:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     checksums: set[str] = field(default_factory=set)
 
-    def add(self, who: str, line: str) -> None:
-        """Take what the program printed.
+    def add(self, who: str, line: str) -> float:
+        """Take what the program printed; the seconds in it.
 
         Raises:
             GuestError: it is something else.
@@ -90,6 +88,7 @@ class Timings:
         _, nanoseconds, checksum = words
         self.seconds.setdefault(who, []).append(int(nanoseconds) / 1e9)
         self.checksums.add(checksum)
+        return self.seconds[who][-1]
 
     def median_s(self, who: str) -> float | None:
         """The contestant's median; None if it did not run."""
@@ -141,7 +140,7 @@ def host_large_pages() -> str:
     return words.partition("[")[2].partition("]")[0]
 
 
-def turned(order: list[T], number: int) -> list[T]:
+def turned(order: list[str], number: int) -> list[str]:
     """The list from another one on in each round: who runs first finds another's caches."""
     start = number % len(order)
     return order[start:] + order[:start]
@@ -168,17 +167,15 @@ def measure(
                 for guest in guests.values():
                     guest.shell()
                 for one in todo:
-                    timings = found[one.label]
                     divisor = one.divisor * scale
-                    timings.add(NATIVE, natively(program, one.name, divisor, home))
+                    found[one.label].add(NATIVE, natively(program, one.name, divisor, home))
+                    rare = one.kind == "cpu" and number >= translated_rounds
                     for who, guest in guests.items():
                         translated = who != OURS or not direct
-                        rare = one.kind == "cpu" and number >= translated_rounds
-                        if translated and (one.long or rare):
-                            continue
-                        timings.add(who, guest.run(f"{IN_GUEST} {one.name} {divisor}", SLOWEST_S))
-                        took_s = timings.seconds[who][-1]
-                        print(f"{number + 1}: {who}: {one.label}: {took_s:.3f} s", flush=True)
+                        if not translated or not (one.long or rare):
+                            line = guest.run(f"{IN_GUEST} {one.name} {divisor}", SLOWEST_S)
+                            took_s = found[one.label].add(who, line)
+                            print(f"{number + 1}: {who}: {one.label}: {took_s:.3f} s", flush=True)
     return found
 
 

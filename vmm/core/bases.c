@@ -1,7 +1,7 @@
 #include "bases.h"
 
 #include "control.h"
-#include "guest_walk.h"
+#include "standin.h"
 #include "vcpu.h"
 
 #define VECTOR_GP 13
@@ -19,26 +19,10 @@
 
 typedef void helper_fn(void *env, uint32_t bit);
 
-helper_fn *rv_before_test_cr4(void *env, uint32_t bit, uintptr_t back)
+helper_fn *rv_before_test_cr4(void *env, uint32_t bit, uint64_t none, uintptr_t back)
     __attribute__((visibility("hidden"), used));
 
-/* The engine finds the guest's RIP by the address in translated code that its helper returns to, and
- * so does what looks first. */
-__asm__(".pushsection .text\n"
-        ".globl rv_test_cr4\n"
-        ".hidden rv_test_cr4\n"
-        ".type rv_test_cr4, @function\n"
-        "rv_test_cr4:\n"
-        "mov (%rsp), %rdx\n"
-        "push %rdi\n"
-        "push %rsi\n"
-        "sub $8, %rsp\n"
-        "call rv_before_test_cr4\n"
-        "add $8, %rsp\n"
-        "pop %rsi\n"
-        "pop %rdi\n"
-        "jmp *%rax\n"
-        ".popsection\n");
+RV_JUMP_AFTER(rv_test_cr4, rv_before_test_cr4);
 
 bool rv_address_msr_refused(uint32_t index, uint64_t value)
 {
@@ -63,9 +47,10 @@ static bool writes_no_address(void *env, uint64_t pc)
 }
 
 /* A kernel does this at each switch of processes, with what it has let into a base before. */
-helper_fn *rv_before_test_cr4(void *env, uint32_t bit, uintptr_t back)
+helper_fn *rv_before_test_cr4(void *env, uint32_t bit, uint64_t none, uintptr_t back)
 {
     struct rv_vcpu *v = rv_current;
+    (void)none;
     if (v && bit == CR4_FSGSBASE && (RV_AT(env, ENV_HFLAGS, uint32_t) & HF_CPL) == 3 &&
         RV_AT(env, ENV_CR + 4 * 8, uint64_t) & bit && rv_engine.restore_state(v->cpu, back, true) &&
         writes_no_address(env, rv_linear_rip(v)))

@@ -41,6 +41,11 @@ static int64_t cpu_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+static int64_t ticks(const struct rv_direct *d, int64_t us)
+{
+    return us * (int64_t)d->ticks_a_us;
+}
+
 struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3)
 {
     if (d->here && d->here->cr3 == cr3)
@@ -85,7 +90,7 @@ static bool choose(struct rv_vcpu *v, struct rv_record *r)
         r->wait--;
         return false;
     }
-    return r->missed >= (int64_t)(PROMOTE_US * d->ticks_a_us);
+    return r->missed >= ticks(d, PROMOTE_US);
 }
 
 /* User code of this address space stays long: it is worth a stub, whatever it was before. */
@@ -94,14 +99,15 @@ static void promote(struct rv_direct *d)
     d->quiet_cr3 = NO_CR3;
     d->idle_looks = 0;
     d->here->wait = 0;
-    d->here->missed = (int64_t)(PROMOTE_US * d->ticks_a_us);
+    d->here->missed = ticks(d, PROMOTE_US);
 }
 
 /* As many stays, of so many ticks each, would have saved this by being native. */
-static void miss(struct rv_direct *d, struct rv_record *r, int64_t stay, int64_t stays)
+static void miss(struct rv_direct *d, int64_t stay, int64_t stays)
 {
+    struct rv_record *r = d->here;
     d->quiet_cr3 = NO_CR3;
-    r->missed += (stay - stay / SPEEDUP - (int64_t)(SWITCH_US * d->ticks_a_us)) * stays;
+    r->missed += (stay - stay / SPEEDUP - ticks(d, SWITCH_US)) * stays;
     if (r->missed < 0)
         r->missed = 0;
     r->stay += (stay - r->stay) / 4;
@@ -111,11 +117,11 @@ static void miss(struct rv_direct *d, struct rv_record *r, int64_t stay, int64_t
 static void weigh(struct rv_direct *d, int64_t ran_ns)
 {
     int64_t stays = (int64_t)(d->entries - d->look_entries) + 1;
-    int64_t stay = ran_ns / 1000 * (int64_t)d->ticks_a_us / stays;
-    if (stay < (int64_t)(LONG_STAY_US * d->ticks_a_us) || banned(d->here))
+    int64_t stay = ticks(d, ran_ns / 1000) / stays;
+    if (stay < ticks(d, LONG_STAY_US) || banned(d->here))
         return;
-    miss(d, d->here, stay, stays);
-    if (d->here->missed >= (int64_t)(PROMOTE_US * d->ticks_a_us))
+    miss(d, stay, stays);
+    if (d->here->missed >= ticks(d, PROMOTE_US))
         promote(d);
 }
 
@@ -140,7 +146,7 @@ void rv_choice_ring3(struct rv_vcpu *v)
     }
     if (quiet)
         d->quiet_cr3 = r->cr3;
-    if (d->entries % SAMPLE == 0)
+    if (d->entries % CHOICE_SAMPLE == 0)
         d->entered = __rdtsc();
     if (!d->look_entries && !banned(r)) {
         uint32_t idle = d->idle_looks < MOST_IDLE_LOOKS ? d->idle_looks : MOST_IDLE_LOOKS;
@@ -168,7 +174,7 @@ bool rv_direct_stays_long(struct rv_vcpu *v)
     int64_t ran_ns = cpu_ns() - d->look_cpu_ns;
     bool same = d->look_entries == d->entries;
     if (d->in_ring3 && same && ran_ns >= LEAST_CPU_NS) {
-        d->here->stay = ran_ns / 1000 * (int64_t)d->ticks_a_us;
+        d->here->stay = ticks(d, ran_ns / 1000);
         promote(d);
         d->go = true;
     } else {
@@ -200,9 +206,9 @@ void rv_direct_ring0(struct rv_vcpu *v)
     if (!d->entered)
         return;
     int64_t stay = (int64_t)(__rdtsc() - d->entered);
-    int64_t most = (int64_t)(MOST_STAY_US * d->ticks_a_us);
+    int64_t most = ticks(d, MOST_STAY_US);
     d->entered = 0;
-    miss(d, d->here, stay < most ? stay : most, SAMPLE);
+    miss(d, stay < most ? stay : most, CHOICE_SAMPLE);
 }
 
 void rv_choice_begin(struct rv_direct *d)
@@ -239,7 +245,9 @@ void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks)
     uint64_t total = __rdtsc() - d->stay_began, switches = d->stay_runs * switch_ticks;
     uint64_t native = d->stay_running > switches ? d->stay_running - switches : 0;
     uint64_t after = d->stay_runs * AFTER_SWITCH_US * d->ticks_a_us;
-    int64_t engine = (int64_t)(native * SPEEDUP) > r->stay ? (int64_t)(native * SPEEDUP) : r->stay;
+    int64_t engine = (int64_t)(native * SPEEDUP);
+    if (engine < r->stay)
+        engine = r->stay;
     int64_t gain = engine - (int64_t)(total + after);
     r->stay -= r->stay >> FORGET;
     d->stays++;
@@ -248,8 +256,8 @@ void rv_choice_end(struct rv_direct *d, uint64_t switch_ticks)
     /* One long stay does not make up for many short ones; and what it has mapped, it has for long. */
     if (total > LONG_NATIVE_US * d->ticks_a_us && gain < 0)
         return;
-    if (gain > (int64_t)(MOST_GAIN_US * d->ticks_a_us))
-        gain = (int64_t)(MOST_GAIN_US * d->ticks_a_us);
+    if (gain > ticks(d, MOST_GAIN_US))
+        gain = ticks(d, MOST_GAIN_US);
     r->gain += (gain - r->gain) / 8;
     if (r->gain > 0) {
         r->patience = FIRST_PATIENCE;

@@ -8,7 +8,7 @@
 
 #define NO_CR3 1u /* where no page tables can be */
 /* Stays in ring 3 that are timed in the engine: one in so many, for a clock costs as well. */
-#define SAMPLE 16
+#define CHOICE_SAMPLE 16
 
 /* The address space that the vCPU is in. */
 static inline uint64_t rv_choice_cr3(const struct rv_vcpu *v)
@@ -26,13 +26,14 @@ void rv_choice_ring3(struct rv_vcpu *v);
 static inline bool rv_choice_quiet(const struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
-    if (d->quiet_cr3 != rv_choice_cr3(v) || (d->entries + 1) % SAMPLE == 0)
+    if (d->quiet_cr3 != rv_choice_cr3(v) || (d->entries + 1) % CHOICE_SAMPLE == 0)
         return false;
     d->entries++;
     d->entered = 0;
     d->in_ring3 = true;
     return true;
 }
+
 uint32_t rv_choice_random(struct rv_direct *d);
 
 /* A native stay in ring 3: it begins, the stub has run for so long, it ends. */

@@ -1,12 +1,10 @@
 /*
  * The ways down to ring 3: the engine's helpers for SYSRET, SYSEXIT and IRET, with a look at where
- * they will lead.
- *
- * A helper that faults finds the guest's RIP by the address in translated code that it returns to,
- * so the core may not stand between the two: it looks first, and then jumps.
+ * they will lead (see standin.h).
  */
 #include "choice.h"
 #include "softtlb.h"
+#include "standin.h"
 #include "vcpu.h"
 
 #define OPERAND_64 2
@@ -14,25 +12,9 @@
 
 typedef void helper_fn(void);
 
-/* Stand-ins for a helper: `before` gets its arguments and returns where to go. */
-#define JUMP_AFTER(name, before)                                                                   \
-    __asm__(".pushsection .text\n"                                                                 \
-            ".globl " #name "\n"                                                                   \
-            ".hidden " #name "\n"                                                                  \
-            ".type " #name ", @function\n" #name ":\n"                                             \
-            "push %rdi\n"                                                                          \
-            "push %rsi\n"                                                                          \
-            "push %rdx\n"                                                                          \
-            "call " #before "\n"                                                                   \
-            "pop %rdx\n"                                                                           \
-            "pop %rsi\n"                                                                           \
-            "pop %rdi\n"                                                                           \
-            "jmp *%rax\n"                                                                          \
-            ".popsection\n")
-
-JUMP_AFTER(rv_sysret, rv_before_sysret);
-JUMP_AFTER(rv_sysexit, rv_before_sysexit);
-JUMP_AFTER(rv_iret, rv_before_iret);
+RV_JUMP_AFTER(rv_sysret, rv_before_sysret);
+RV_JUMP_AFTER(rv_sysexit, rv_before_sysexit);
+RV_JUMP_AFTER(rv_iret, rv_before_iret);
 
 helper_fn *rv_before_sysret(void *env, int dflag) __attribute__((visibility("hidden"), used));
 helper_fn *rv_before_sysexit(void *env, int dflag) __attribute__((visibility("hidden"), used));
