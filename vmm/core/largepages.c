@@ -1,39 +1,29 @@
-#define _GNU_SOURCE
 #include "largepages.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "vcpu.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* Linux 6.1 */
-#endif
-
 #define PAGE 4096u
 #define PAGES 512u
-#define LARGE ((uint64_t)PAGES * PAGE)
 /* So many neighbours in a row, and all of them will follow. */
 #define ENOUGH_IN_A_ROW 16u
-/* With more there already, copying them costs more than the faults that are left. */
-#define MOST_THERE 96u
-/* A host that has none, or does not want to. */
-#define MOST_REFUSALS 8u
 
 static size_t settled_bytes(const struct rv_vcpu *v)
 {
-    return (size_t)(v->ram_bytes / LARGE / 8 + 1);
+    return (size_t)(v->ram_bytes / LARGE_PAGE / 8 + 1);
 }
 
 int rv_largepages_attach(struct rv_vcpu *v)
 {
     v->filling.settled = calloc(1, settled_bytes(v));
-    return v->filling.settled ? 0 : -1;
+    return v->filling.settled ? rv_collapse_attach(&v->filling.collapse, v->ram, v->ram_bytes) : -1;
 }
 
 void rv_largepages_detach(struct rv_vcpu *v)
 {
+    rv_collapse_detach(&v->filling.collapse);
     free(v->filling.settled);
     v->filling.settled = NULL;
 }
@@ -41,29 +31,17 @@ void rv_largepages_detach(struct rv_vcpu *v)
 void rv_largepages_forget(struct rv_vcpu *v)
 {
     memset(v->filling.settled, 0, settled_bytes(v));
-}
-
-static unsigned pages_there(uint8_t *start)
-{
-    unsigned char there[PAGES];
-    unsigned count = 0;
-    if (mincore(start, LARGE, there))
-        return PAGES;
-    for (unsigned i = 0; i < PAGES; i++)
-        count += there[i] & 1;
-    return count;
+    rv_collapse_forget(&v->filling.collapse);
 }
 
 static void ask_for(struct rv_vcpu *v, uint64_t large)
 {
     struct rv_filling *f = &v->filling;
-    uint8_t *start = v->ram + large * LARGE;
     uint8_t bit = (uint8_t)(1u << (large & 7));
-    if (f->settled[large >> 3] & bit || (large + 1) * LARGE > v->ram_bytes ||
-        f->refusals == MOST_REFUSALS || pages_there(start) > MOST_THERE)
+    if (f->settled[large >> 3] & bit)
         return;
     f->settled[large >> 3] |= bit;
-    f->refusals = madvise(start, LARGE, MADV_COLLAPSE) ? f->refusals + 1 : 0;
+    rv_collapse_ask(&f->collapse, large);
 }
 
 void rv_largepages_filled(struct rv_vcpu *v, const uint8_t *host)
