@@ -83,7 +83,7 @@ def _in_guest(
         "calls returns bases edges",
         "frames",
         "own-pages holes",
-        "pieces crossing",
+        "pieces crossing beside",
         "blocked stopped",
         "seccomp clock",
         "sysenter",

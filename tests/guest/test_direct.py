@@ -129,6 +129,12 @@ def test_code_before_a_page_that_could_go_on_with_cpuid_runs_natively() -> None:
     assert _counts_of("attack", "crossing").native_s > 0.05
 
 
+def test_busy_code_beside_a_cpuid_runs_natively_where_that_can_trap() -> None:
+    if "cpuid_fault" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("CPUID does not trap on this processor")
+    assert _counts_of("attack", "beside").native_s > 0.05
+
+
 def test_a_page_that_the_guest_has_just_supplied_is_there_when_its_program_goes_on() -> None:
     """Hundreds of page faults of a program that computes: one trap each, not a second to map it."""
     counts = _counts_of("workloads", "matmul 8")

@@ -6,9 +6,8 @@
 #include "mirror.h"
 #include "vcpu.h"
 
-#define NO_CR3 1u /* where no page tables can be */
 /* Stays in ring 3 that are timed in the engine: one in so many, for a clock costs as well. */
-#define CHOICE_SAMPLE 16
+#define CHOICE_SAMPLE 64
 
 /* The address space that the vCPU is in. */
 static inline uint64_t rv_choice_cr3(const struct rv_vcpu *v)
@@ -16,9 +15,19 @@ static inline uint64_t rv_choice_cr3(const struct rv_vcpu *v)
     return RV_AT(v->env, ENV_CR + 3 * 8, uint64_t) & PTE_ADDRESS;
 }
 
+/* Where what is known of an address space would be. */
+static inline struct rv_record *rv_choice_place(struct rv_direct *d, uint64_t cr3)
+{
+    return &d->records[(cr3 >> 12 ^ cr3 >> 18) % DIRECT_RECORDS];
+}
+
 struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3);
 /* The address space cannot be held by a stub: translate it for a long time. */
 void rv_choice_ban(struct rv_record *r);
+/* User code goes on in the engine: its page holds a CPUID, and its stub does not trap that. */
+void rv_choice_beside_cpuid(struct rv_direct *d);
+/* Another program has the address space's root now. */
+void rv_choice_new_program(struct rv_direct *d);
 /* The engine has come to 64-bit user code. */
 void rv_choice_ring3(struct rv_vcpu *v);
 
@@ -26,10 +35,12 @@ void rv_choice_ring3(struct rv_vcpu *v);
 static inline bool rv_choice_quiet(const struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
-    if (d->quiet_cr3 != rv_choice_cr3(v) || (d->entries + 1) % CHOICE_SAMPLE == 0)
+    uint64_t cr3 = rv_choice_cr3(v);
+    struct rv_record *r = rv_choice_place(d, cr3);
+    if (r->quiet != d->looks || r->cr3 != cr3 || (d->entries + 1) % CHOICE_SAMPLE == 0)
         return false;
+    d->here = r;
     d->entries++;
-    d->entered = 0;
     d->in_ring3 = true;
     return true;
 }

@@ -67,13 +67,30 @@ static uint64_t place_window(struct rv_vcpu *v, uint64_t cr3)
     return 0;
 }
 
+static bool shall_trap_cpuid(const struct rv_direct *d)
+{
+    return d->here->needs_cpuid && !d->cannot_trap_cpuid;
+}
+
+static struct rv_stub *make_stub(struct rv_direct *d, uint64_t base, bool trap_cpuid)
+{
+    uint64_t before = __rdtsc();
+    struct rv_stub *stub = rv_stub_new(d->maker, base, trap_cpuid);
+    int64_t took = (int64_t)(__rdtsc() - before);
+    d->stub_ticks = d->stub_ticks ? d->stub_ticks + (took - d->stub_ticks) / 4 : took;
+    return stub;
+}
+
 static struct rv_mirror *new_space(struct rv_vcpu *v, uint64_t cr3)
 {
     struct rv_direct *d = v->direct;
     uint64_t base = place_window(v, cr3);
+    bool trap_cpuid = shall_trap_cpuid(d);
     if (d->spaces[DIRECT_SPACES - 1])
         drop_space(v, DIRECT_SPACES - 1);
-    struct rv_stub *stub = base ? rv_stub_new(d->maker, base, d->here->needs_cpuid) : NULL;
+    struct rv_stub *stub = base ? make_stub(d, base, trap_cpuid) : NULL;
+    if (stub && trap_cpuid && !stub->traps_cpuid)
+        d->cannot_trap_cpuid = true;
     struct rv_mirror *m = stub ? rv_mirror_new(v, stub, cr3) : NULL;
     if (!m && stub)
         rv_stub_free(stub);
@@ -88,6 +105,10 @@ static struct rv_mirror *use_space(struct rv_vcpu *v, uint64_t cr3)
     while (i < DIRECT_SPACES && d->spaces[i] && d->spaces[i]->cr3 != cr3)
         i++;
     struct rv_mirror *m = i < DIRECT_SPACES ? d->spaces[i] : NULL;
+    if (m && m->stub->traps_cpuid != shall_trap_cpuid(d)) {
+        drop_space(v, i);
+        m = NULL;
+    }
     if (!m) {
         m = new_space(v, cr3);
         if (!m)
@@ -113,10 +134,9 @@ void rv_direct_forget(struct rv_vcpu *v)
         drop_space(v, 0);
     memset(v->direct->records, 0, sizeof(v->direct->records));
     v->direct->here = NULL;
-    v->direct->quiet_cr3 = NO_CR3;
     v->direct->go = v->direct->in_ring3 = false;
     v->direct->interrupted = v->direct->stay_goes_on = false;
-    v->direct->entered = 0;
+    v->direct->entered = v->direct->beside_since = 0;
     v->direct->look_entries = 0;
 }
 
@@ -215,10 +235,7 @@ static enum next on_page_fault(struct rv_vcpu *v, struct rv_mirror *m, struct rv
         lose_space(v);
         return ENGINE;
     case MIRROR_CPUID:
-        if (!v->direct->here->needs_cpuid) { /* a stub that traps CPUID, next time */
-            v->direct->here->needs_cpuid = true;
-            drop_space(v, 0);
-        }
+        rv_choice_beside_cpuid(v->direct);
         return ENGINE;
     case MIRROR_ODD:
         return ENGINE;
@@ -305,6 +322,15 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
     return ran && !*lost;
 }
 
+static int sync(struct rv_direct *d, struct rv_mirror *m)
+{
+    bool empty = !m->tables;
+    int result = rv_mirror_sync(m);
+    if (!empty && !m->tables)
+        rv_choice_new_program(d);
+    return result;
+}
+
 /* The page that this space's user code was not given last. */
 static int supply(struct rv_direct *d, struct rv_mirror *m)
 {
@@ -318,7 +344,6 @@ void rv_direct_run(struct rv_vcpu *v)
     struct rv_direct *d = v->direct;
     struct rv_stub_trap trap;
     d->go = false;
-    d->quiet_cr3 = NO_CR3;
     d->here = rv_choice_record(d, rv_choice_cr3(v));
     if (!rv_world_native(v))
         return;
@@ -329,7 +354,7 @@ void rv_direct_run(struct rv_vcpu *v)
     }
     uint64_t switch_ticks = m->switch_ticks;
     rv_choice_begin(d);
-    bool lost = rv_mirror_sync(m) != 0 || supply(d, m) != 0;
+    bool lost = sync(d, m) != 0 || supply(d, m) != 0;
     enum next next = lost ? ENGINE : NATIVE;
     if (!lost)
         rv_world_leave(v, m->stub->registers);
@@ -420,11 +445,11 @@ int rv_direct_start(struct rv_vcpu *v, int ram_fd, uint64_t tsc_hz, char *why, s
         snprintf(why, why_bytes, "out of memory");
     } else {
         d->ticks_a_us = tsc_hz / 1000000;
-        d->quiet_cr3 = NO_CR3;
+        d->looks = 1;
         d->maker = rv_stub_maker_start(ram_fd, why, why_bytes);
     }
     if (d && d->maker) {
-        struct rv_stub *probe = rv_stub_new(d->maker, FIRST_WINDOW_SLOT * PML4_BYTES, false);
+        struct rv_stub *probe = make_stub(d, FIRST_WINDOW_SLOT * PML4_BYTES, false);
         if (probe) {
             rv_stub_free(probe);
             v->direct = d;

@@ -27,36 +27,44 @@ struct rv_stub_maker;
 struct rv_record {
     uint64_t cr3;
     int64_t missed;       /* what its stays in the engine would have saved, by estimate */
-    int64_t gain;         /* average of a native stay: ticks saved, by estimate */
+    int64_t credit;       /* what its native stays have saved, up to a limit; gone, it is translated */
+    int64_t toll;         /* average of what native stays took besides user code; 0: not known */
     int64_t stay;         /* average of a stay in the engine, as far as that is still known */
-    uint32_t wait;        /* stays to translate before native is tried again */
-    uint32_t patience;    /* how many that will be next time */
-    bool needs_cpuid;     /* its code lies beside CPUID: its stub must trap that */
+    uint32_t wait;        /* stays to translate, whatever they miss */
+    uint32_t failures;    /* how often in a row its credit was used up */
+    uint32_t watched;     /* so many stays more in the engine are all timed */
+    uint32_t quiet;       /* `looks` when there was nothing to choose; 0: there may be */
+    int64_t beside;       /* what it stayed in the engine for a CPUID on its pages; forgotten slowly */
+    bool needs_cpuid;     /* that was more than a stub costs: one that traps CPUID is better */
 };
 
 struct rv_direct {
+    /* What each way to ring 3 and back looks at, together. */
+    struct rv_record *here;  /* of the address space whose user code runs or ran last */
+    uint64_t entered;        /* when ring 3 was entered in the engine, or 0: not measured */
+    uint64_t beside_since;   /* when user code went to the engine for a CPUID on its page, or 0 */
+    uint32_t looks;          /* how many there have been, and one */
+    uint32_t entries;
+    bool in_ring3;           /* 64-bit user code runs in the engine */
+    bool interrupted;        /* a native stay: it goes on unless the guest's kernel comes between */
+    bool go;                 /* leave the engine before the next user instruction */
+    bool stay_goes_on;       /* a native stay was interrupted, but not by the guest */
     struct rv_stub_maker *maker;
     struct rv_mirror *spaces[DIRECT_SPACES]; /* most recently used first */
     struct rv_record records[DIRECT_RECORDS];
-    struct rv_record *here;  /* of the address space whose user code runs or ran last */
     uint64_t write_epoch;    /* grows when no page may be writable in any stub */
     uint8_t *open_pages;     /* a bit a page of RAM: perhaps writable in some stub */
-    uint64_t quiet_cr3;      /* the address space that `here` is of, if it stays translated for now */
-    uint64_t entered;        /* when ring 3 was entered in the engine, or 0: not measured */
-    uint32_t entries;
+    bool cannot_trap_cpuid;  /* the processor: such pages stay in the engine */
     uint64_t ticks_a_us;
+    int64_t stub_ticks;      /* what it took to make a stub, on average */
     uint32_t look_entries;   /* `entries` when a look was asked for; it comes unless 0 */
     uint32_t look;           /* a look is due: other threads write it */
     int64_t look_cpu_ns;     /* CPU time of the vCPU's thread when it was asked for */
     uint32_t tick_entries;   /* `entries` at the last hardware interrupt */
     int64_t tick_cpu_ns;
     uint32_t idle_looks;     /* in a row that found nothing */
-    bool in_ring3;           /* 64-bit user code runs in the engine */
-    bool interrupted;        /* a native stay: it goes on unless the guest's kernel comes between */
-    bool go;                 /* leave the engine before the next user instruction */
     uint32_t coin;           /* not 0: the world is chosen at random (tests) */
     uint64_t stay_began, stay_running, stay_runs; /* of the native stay that is on */
-    bool stay_goes_on;       /* it was interrupted, but not by the guest */
     /* The page fault that the guest got last, and not yet came back from. */
     struct {
         struct rv_mirror *space; /* NULL: none */

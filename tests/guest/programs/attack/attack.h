@@ -16,6 +16,7 @@ void attack_holes(void);
 void attack_pieces(void);
 void attack_edges(void);
 void attack_crossing(void);
+void attack_beside(void);
 void attack_low(void);
 void attack_blocked(void);
 void attack_stopped(void);

@@ -198,6 +198,25 @@ void attack_crossing(void) {
     munmap(pages, 2 * PAGE);
 }
 
+/* Busy code in a page with a whole CPUID, executed now and then. */
+void attack_beside(void) {
+    enum { TURNS = 20, LOOPS = 40000000 };
+    static const uint8_t busy[] = {0xFF, 0xCF, 0x75, 0xFC, 0xC3}; /* dec edi; jnz; ret */
+    static const uint8_t tell[] = {0x89, 0xF8, 0x53, 0x0F, 0xA2, 0x89, 0xD8, 0x5B, 0xC3};
+    uint8_t *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(page != MAP_FAILED);
+    memcpy(page, busy, sizeof busy);
+    memcpy(page + 64, tell, sizeof tell);
+    uint32_t (*ask)(uint32_t) = (uint32_t(*)(uint32_t))(uint64_t)(page + 64);
+    uint32_t first = ask(0), odd = 0;
+    for (unsigned turn = 0; turn < TURNS; turn++) {
+        ((void (*)(unsigned))(uint64_t)page)(LOOPS);
+        odd += ask(0) != first;
+    }
+    say("CPUID beside busy code: %u answers of another processor", odd);
+    munmap(page, PAGE);
+}
+
 /* Page zero, which a host gives to nobody but which is the guest's root's own. */
 void attack_low(void) {
     static const uint64_t places[] = {0, 0x1000, 0xF000};

@@ -12,6 +12,7 @@ const struct section sections[] = {
     {"pieces", attack_pieces},
     {"edges", attack_edges},
     {"crossing", attack_crossing},
+    {"beside", attack_beside},
     {"blocked", attack_blocked},
     {"stopped", attack_stopped},
     {"seccomp", attack_seccomp},
