@@ -309,7 +309,7 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
     struct rv_direct *d = v->direct;
     *lost = false;
     d->signalled = false; /* nobody else looks: there is no runner */
-    __atomic_store_n(&d->runner, m->stub->runner, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&d->running, m->stub, __ATOMIC_SEQ_CST);
     bool ran = !wanted(v);
     if (ran) {
         uint64_t before = __rdtsc();
@@ -317,7 +317,7 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
         rv_choice_ran(m, __rdtsc() - before);
     }
     pthread_mutex_lock(&v->runner_lock);
-    __atomic_store_n(&d->runner, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&d->running, NULL, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&v->runner_lock);
     return ran && !*lost;
 }
@@ -386,13 +386,13 @@ void rv_direct_run(struct rv_vcpu *v)
 void rv_direct_interrupt(struct rv_vcpu *v)
 {
     struct rv_direct *d = v->direct;
-    if (!d || !__atomic_load_n(&d->runner, __ATOMIC_SEQ_CST))
+    if (!d || !__atomic_load_n(&d->running, __ATOMIC_SEQ_CST))
         return;
     pthread_mutex_lock(&v->runner_lock);
-    int runner = __atomic_load_n(&d->runner, __ATOMIC_SEQ_CST);
-    if (runner && !d->signalled) { /* one makes it trap; more would pile up in its handler */
+    struct rv_stub *running = __atomic_load_n(&d->running, __ATOMIC_SEQ_CST);
+    if (running) { /* one signal makes it trap; more would pile up in its handler */
+        rv_stub_interrupt(running, d->signalled);
         d->signalled = true;
-        rv_stub_interrupt(runner);
     }
     pthread_mutex_unlock(&v->runner_lock);
 }

@@ -18,6 +18,7 @@
 
 struct rv_vcpu;
 struct rv_mirror;
+struct rv_stub;
 struct rv_stub_maker;
 
 #define DIRECT_SPACES 8
@@ -71,7 +72,7 @@ struct rv_direct {
         uint64_t address;
         bool write, fetch;
     } fault;
-    int runner;              /* the stub's process while it runs, or 0: other threads read it */
+    struct rv_stub *running; /* the stub while it runs, or NULL: other threads read it */
     bool signalled; /* the runner has been interrupted since it was resumed */
     unsigned false_starts; /* in a row: it trapped before user code ran, and nobody wanted that */
     /* For the census: ticks, and numbers of stays and of traps */

@@ -232,10 +232,11 @@ struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base, bool tra
     int window = memory_file("rayvisor-stub", NULL, 0, room);
     void *memory = window < 0 ? MAP_FAILED
                               : mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_SHARED, window, 0);
+    if (s)
+        s->listener = s->runner_fd = -1;
     if (!s || memory == MAP_FAILED)
         goto failed;
     s->base = base;
-    s->listener = -1;
     s->commands = memory;
     s->registers = (void *)((uint8_t *)memory + STUB_PAGE);
     s->signals = (uint8_t *)memory + (STUB_SIGNALS - 1) * STUB_PAGE;
@@ -248,7 +249,8 @@ struct rv_stub *rv_stub_new(struct rv_stub_maker *maker, uint64_t base, bool tra
     ioctl(s->listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags); /* faster where it is known */
     s->runner = reply.runner;
     s->mapper = reply.mapper;
-    if (hear_both(s))
+    s->runner_fd = (int)syscall(SYS_pidfd_open, s->runner, 0);
+    if (s->runner_fd < 0 || hear_both(s))
         goto failed;
     s->traps_cpuid = setup->trap_cpuid;
     if (clear_space(s))
@@ -275,6 +277,8 @@ void rv_stub_free(struct rv_stub *s)
         kill(s->mapper, SIGKILL);
     if (s->listener >= 0)
         close(s->listener);
+    if (s->runner_fd >= 0)
+        close(s->runner_fd);
     if (s->commands)
         munmap(s->commands, STUB_BYTES - STUB_PAGE);
     free(s);
@@ -329,7 +333,11 @@ int rv_stub_run(struct rv_stub *s, struct rv_stub_trap *trap)
     return 0;
 }
 
-void rv_stub_interrupt(int runner)
+void rv_stub_interrupt(struct rv_stub *s, bool told)
 {
-    syscall(SYS_tgkill, runner, runner, SIGUSR1);
+    struct pollfd ends = {.fd = s->runner_fd, .events = POLLIN};
+    if (poll(&ends, 1, 0) > 0)
+        kill(s->mapper, SIGKILL); /* it alone keeps the listener open */
+    else if (!told)
+        syscall(SYS_pidfd_send_signal, s->runner_fd, SIGUSR1, NULL, 0);
 }

@@ -70,6 +70,7 @@ struct rv_stub {
     uint64_t base;    /* of the window */
     int listener;     /* seccomp notifications of both processes */
     int runner, mapper;
+    int runner_fd;    /* a pidfd */
     bool traps_cpuid; /* CPUID traps, so any page may be executed */
     uint64_t runner_ask, mapper_ask; /* notifications that wait for an answer; 0 for none */
     struct rv_stub_commands *commands; /* the window, as the VMM sees it */
@@ -99,8 +100,9 @@ int rv_stub_map(struct rv_stub *stub);
 /* Resume the runner with what `registers` holds and wait until it traps. 0, or -1: it is gone. */
 int rv_stub_run(struct rv_stub *stub, struct rv_stub_trap *trap);
 
-/* Any thread: make a runner trap, now or when it is resumed next. */
-void rv_stub_interrupt(int runner);
+/* Any thread: make the runner trap, now or when it is resumed next, unless it has been `told`. If it is
+ * gone, whoever waits for it finds out. */
+void rv_stub_interrupt(struct rv_stub *stub, bool told);
 
 /* stub_text.c: the text page, and where the addresses of its system calls lie in it. */
 extern const uint8_t rv_stub_text[], rv_stub_handler[], rv_stub_runner_asked[],
