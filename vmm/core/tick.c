@@ -72,6 +72,7 @@ void rv_tick_lend(struct rv_vcpu *v, int vector, uint64_t deadline, uint64_t tsc
 struct rv_tick rv_tick_take_back(struct rv_vcpu *v)
 {
     pthread_mutex_lock(&v->lock);
+    (void)rv_tick_look_locked(v, rv_now_ns()); /* the alarm may be late, the time is not */
     struct rv_tick was = v->tick;
     v->tick.lent = false;
     v->tick.deadline = 0;
