@@ -8,7 +8,7 @@
 #include "vcpu.h"
 
 /* How much faster the processor is than the engine, at the least that pays. */
-#define SPEEDUP 4
+#define SPEEDUP 3
 /* What a switch costs, and what it costs besides: caches, and the way back into the engine. In us. */
 #define SWITCH_US 5
 #define AFTER_SWITCH_US 2
@@ -81,10 +81,11 @@ void rv_choice_beside_cpuid(struct rv_direct *d)
     d->beside_since = __rdtsc();
 }
 
-void rv_choice_new_program(struct rv_direct *d)
+void rv_choice_forget(struct rv_direct *d, uint64_t cr3)
 {
-    d->here->beside = 0;
-    d->here->needs_cpuid = false;
+    struct rv_record *r = rv_choice_place(d, cr3);
+    if (r->cr3 == cr3)
+        *r = (struct rv_record){.cr3 = cr3};
 }
 
 static void add_beside(struct rv_direct *d)

@@ -26,8 +26,8 @@ struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3);
 void rv_choice_ban(struct rv_record *r);
 /* User code goes on in the engine: its page holds a CPUID, and its stub does not trap that. */
 void rv_choice_beside_cpuid(struct rv_direct *d);
-/* Another program has the address space's root now. */
-void rv_choice_new_program(struct rv_direct *d);
+/* Perhaps another program has the address space's root next. */
+void rv_choice_forget(struct rv_direct *d, uint64_t cr3);
 /* The engine has come to 64-bit user code. */
 void rv_choice_ring3(struct rv_vcpu *v);
 

@@ -86,8 +86,10 @@ static struct rv_mirror *new_space(struct rv_vcpu *v, uint64_t cr3)
     struct rv_direct *d = v->direct;
     uint64_t base = place_window(v, cr3);
     bool trap_cpuid = shall_trap_cpuid(d);
-    if (d->spaces[DIRECT_SPACES - 1])
+    if (d->spaces[DIRECT_SPACES - 1]) {
+        rv_choice_forget(d, d->spaces[DIRECT_SPACES - 1]->cr3);
         drop_space(v, DIRECT_SPACES - 1);
+    }
     struct rv_stub *stub = base ? make_stub(d, base, trap_cpuid) : NULL;
     if (stub && trap_cpuid && !stub->traps_cpuid)
         d->cannot_trap_cpuid = true;
@@ -322,15 +324,6 @@ static bool resume(struct rv_vcpu *v, struct rv_mirror *m, struct rv_stub_trap *
     return ran && !*lost;
 }
 
-static int sync(struct rv_direct *d, struct rv_mirror *m)
-{
-    bool empty = !m->tables;
-    int result = rv_mirror_sync(m);
-    if (!empty && !m->tables)
-        rv_choice_new_program(d);
-    return result;
-}
-
 /* The page that this space's user code was not given last. */
 static int supply(struct rv_direct *d, struct rv_mirror *m)
 {
@@ -354,7 +347,12 @@ void rv_direct_run(struct rv_vcpu *v)
     }
     uint64_t switch_ticks = m->switch_ticks;
     rv_choice_begin(d);
-    bool lost = sync(d, m) != 0 || supply(d, m) != 0;
+    bool empty = !m->tables, lost = rv_mirror_sync(m) != 0;
+    if (!lost && !empty && !m->tables && !d->coin) {
+        rv_choice_forget(d, m->cr3);
+        return; /* another program's page tables: it has to show that it is worth a stub */
+    }
+    lost = lost || supply(d, m) != 0;
     enum next next = lost ? ENGINE : NATIVE;
     if (!lost)
         rv_world_leave(v, m->stub->registers);
