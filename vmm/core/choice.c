@@ -19,8 +19,9 @@
 #define FILL_US 500
 #define SAMPLE_PART 4
 /* One that there is, and that did not pay, is used again when they would have saved so much; twice as
- * much each time, up to 2 to this power. */
+ * much each time, up to 2 to this power, until it has saved more. */
 #define RETURN_US 100
+#define WON_US 1000
 #define MOST_DOUBLINGS 8u
 /* So many stays are all timed after it has not paid: what made it so may be over soon. */
 #define WATCHED_STAYS 64u
@@ -128,6 +129,7 @@ static void give_credit(const struct rv_direct *d, struct rv_record *r)
     int64_t credit = ticks(d, r->failures ? MOST_CREDIT_US : FIRST_CREDIT_US);
     if (r->credit < credit)
         r->credit = credit;
+    r->won = 0;
 }
 
 static void keep_account(const struct rv_direct *d, struct rv_record *r, int64_t gain)
@@ -137,7 +139,8 @@ static void keep_account(const struct rv_direct *d, struct rv_record *r, int64_t
         r->credit += gain;
     else if (r->credit < most)
         r->credit = most - r->credit < gain ? most : r->credit + gain;
-    if (r->credit >= most && r->failures)
+    r->won += gain;
+    if (r->won >= ticks(d, WON_US) && r->failures)
         r->failures = 1;
     if (r->credit >= 0)
         return;

@@ -29,6 +29,7 @@ struct rv_record {
     uint64_t cr3;
     int64_t missed;       /* what its stays in the engine would have saved, by estimate */
     int64_t credit;       /* what its native stays have saved, up to a limit; gone, it is translated */
+    int64_t won;          /* what they have saved since it went native */
     int64_t toll;         /* average of what native stays took besides user code; 0: not known */
     int64_t stay;         /* average of a stay in the engine, as far as that is still known */
     uint32_t wait;        /* stays to translate, whatever they miss */
