@@ -187,7 +187,6 @@ static void miss(struct rv_direct *d, int64_t stay, int64_t stays, int64_t most)
         r->quiet = 0;
         give_credit(d, r);
     }
-    r->stay += (stay - r->stay) / 4;
 }
 
 /* A look, or a tick, has found user code, and not in the stay in which the time began. */
@@ -293,6 +292,7 @@ void rv_direct_ring0(struct rv_vcpu *v)
     bool watched = d->here->watched;
     d->here->watched -= watched;
     miss(d, stay, watched ? 1 : CHOICE_SAMPLE, stub_price(d) / SAMPLE_PART);
+    d->here->stay += (stay - d->here->stay) / 4;
 }
 
 void rv_choice_begin(struct rv_direct *d)
