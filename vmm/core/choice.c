@@ -189,6 +189,14 @@ static void miss(struct rv_direct *d, int64_t stay, int64_t stays, int64_t most)
     }
 }
 
+/* A single one may have been longer for other reasons: code that was translated, a busy host. */
+static void note_stay(struct rv_direct *d, int64_t stay)
+{
+    struct rv_record *r = d->here;
+    int64_t most = 4 * r->stay + ticks(d, 2 * SWITCH_US);
+    r->stay += ((stay < most ? stay : most) - r->stay) / 4;
+}
+
 /* A look, or a tick, has found user code, and not in the stay in which the time began. */
 static void weigh(struct rv_direct *d, int64_t ran_ns, int64_t stays)
 {
@@ -292,7 +300,7 @@ void rv_direct_ring0(struct rv_vcpu *v)
     bool watched = d->here->watched;
     d->here->watched -= watched;
     miss(d, stay, watched ? 1 : CHOICE_SAMPLE, stub_price(d) / SAMPLE_PART);
-    d->here->stay += (stay - d->here->stay) / 4;
+    note_stay(d, stay);
 }
 
 void rv_choice_begin(struct rv_direct *d)
