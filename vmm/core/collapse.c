@@ -164,7 +164,7 @@ static void step_locked(struct rv_collapse *c)
 static void *work(void *argument)
 {
     struct rv_collapse *c = argument;
-    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, (id_t)gettid()) + NICE);
     pthread_mutex_lock(&c->lock);
     while (!c->quit)
         step_locked(c);
