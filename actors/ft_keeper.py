@@ -356,9 +356,21 @@ class FtKeeper:
             self._not_before_s[name] = time.monotonic() + PAUSE_AFTER_FAILURE_S
             self._end_pair(name, pair_id)
             self._note_reason(name, str(error), tell=True)
+            self._end_unknown(name)
             raise
         finally:
             self._making.discard(pair_id)
+
+    def _end_unknown(self, name: str) -> None:
+        """End a pair of the VM's process that the record knows no longer: it stands in the way."""
+        with contextlib.suppress(RayvisorError):
+            placement = self._ledger.get(name)
+            pair_id, _ = self._carrier.ft_pair(placement.spot)
+            known = self._ledger.get(name).pair
+            if pair_id and (known is None or known.id != pair_id):
+                self._carrier.unprotect(
+                    placement.spot, "the record has no such pair", for_good=False
+                )
 
     def _end_pair(self, name: str, pair_id: str) -> None:
         """The primary goes on alone, or nobody does."""
