@@ -356,13 +356,13 @@ class FtKeeper:
             self._not_before_s[name] = time.monotonic() + PAUSE_AFTER_FAILURE_S
             self._end_pair(name, pair_id)
             self._note_reason(name, str(error), tell=True)
-            self._end_unknown(name)
             raise
         finally:
             self._making.discard(pair_id)
+            self._end_unknown(name)
 
     def _end_unknown(self, name: str) -> None:
-        """End a pair of the VM's process that the record knows no longer: it stands in the way."""
+        """End a pair of the VM's process that the record dropped while it was being made."""
         with contextlib.suppress(RayvisorError):
             placement = self._ledger.get(name)
             pair_id, _ = self._carrier.ft_pair(placement.spot)

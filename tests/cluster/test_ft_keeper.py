@@ -312,6 +312,22 @@ def test_disabling_ends_the_pair(cluster: Cluster, world: World) -> None:
     assert EventKind.FT_DISABLED in cluster.kinds()
 
 
+def test_a_pair_that_is_disabled_before_it_begins_is_ended(cluster: Cluster, world: World) -> None:
+    """It would stand in the way of the next one, for ever."""
+
+    def begins_late(placement: Placement) -> None:
+        world.on_protect = lambda _placement: None
+        pair_id = world.pairs.pop(placement.actor)
+        cluster.keeper.disable("web")
+        world.pairs[placement.actor] = pair_id
+
+    world.on_protect = begins_late
+    cluster.keeper.enable("web", CONFIG, None)
+    cluster.wait_for(lambda: len(world.unprotected) == 2)
+    assert not world.pairs
+    assert cluster.protected().id in world.pairs.values()
+
+
 def test_removing_a_vm_ends_both_and_neither_may_run(cluster: Cluster, world: World) -> None:
     pair, before = cluster.protected(), cluster.placement
     cluster.directory.remove("web", force=True)
