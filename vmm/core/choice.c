@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "choice.h"
 
-#include <string.h>
 #include <time.h>
 #include <x86intrin.h>
 
@@ -15,7 +14,7 @@
 /* What it costs where pages have to be mapped each time; more will not go on for long. */
 #define MOST_TOLL_US 20
 /* A stub is made when the stays in the engine so far would have saved what it costs and, in us, what
- * it takes to fill it; one that is timed, and stands for others, counts for no more than a part of it. */
+ * it takes to fill it; one that is timed, and stands for others, counts for no more than a part. */
 #define FILL_US 500
 #define SAMPLE_PART 4
 /* One that there is, and that did not pay, is used again when they would have saved so much; twice as
@@ -62,13 +61,9 @@ static int64_t stub_price(const struct rv_direct *d)
 
 struct rv_record *rv_choice_record(struct rv_direct *d, uint64_t cr3)
 {
-    if (d->here && d->here->cr3 == cr3)
-        return d->here;
     struct rv_record *r = rv_choice_place(d, cr3);
-    if (r->cr3 != cr3) {
-        memset(r, 0, sizeof(*r));
-        r->cr3 = cr3;
-    }
+    if (r->cr3 != cr3)
+        *r = (struct rv_record){.cr3 = cr3};
     return r;
 }
 

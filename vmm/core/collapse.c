@@ -192,9 +192,10 @@ int rv_collapse_attach(struct rv_collapse *c, uint8_t *ram, uint64_t ram_bytes)
     pthread_condattr_t attributes;
     c->ram = ram;
     c->large_pages = (size_t)(ram_bytes / LARGE_PAGE);
-    c->done = calloc(2, bitmap_bytes(c));
-    if (!c->done)
+    c->settled = calloc(3, bitmap_bytes(c));
+    if (!c->settled)
         return -1;
+    c->done = c->settled + bitmap_bytes(c);
     c->wanted = c->done + bitmap_bytes(c);
     pthread_mutex_init(&c->lock, NULL);
     pthread_condattr_init(&attributes);
@@ -206,7 +207,7 @@ int rv_collapse_attach(struct rv_collapse *c, uint8_t *ram, uint64_t ram_bytes)
 
 void rv_collapse_detach(struct rv_collapse *c)
 {
-    if (!c->done)
+    if (!c->settled)
         return;
     if (c->started) {
         pthread_mutex_lock(&c->lock);
@@ -219,15 +220,14 @@ void rv_collapse_detach(struct rv_collapse *c)
     }
     pthread_cond_destroy(&c->asked);
     pthread_mutex_destroy(&c->lock);
-    free(c->done);
-    c->done = NULL;
+    free(c->settled);
+    c->settled = NULL;
 }
 
 void rv_collapse_forget(struct rv_collapse *c)
 {
     pthread_mutex_lock(&c->lock);
-    memset(c->done, 0, bitmap_bytes(c));
-    memset(c->wanted, 0, bitmap_bytes(c));
+    memset(c->settled, 0, 3 * bitmap_bytes(c));
     c->count = 0;
     c->step = 0;
     pthread_mutex_unlock(&c->lock);
@@ -235,8 +235,9 @@ void rv_collapse_forget(struct rv_collapse *c)
 
 void rv_collapse_ask(struct rv_collapse *c, size_t large_page)
 {
-    if (refused(c) || large_page >= c->large_pages || !start(c))
+    if (large_page >= c->large_pages || has(c->settled, large_page) || refused(c) || !start(c))
         return;
+    set(c->settled, large_page, true);
     pthread_mutex_lock(&c->lock);
     bool there = has(c->done, large_page);
     size_t from_last = large_page - c->last;

@@ -22,9 +22,10 @@
 struct rv_collapse {
     uint8_t *ram;
     size_t large_pages;   /* of RAM, whole ones */
+    uint8_t *settled;     /* a bit for each that was asked for: the vCPU's thread alone */
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t asked;
-    uint8_t *done;       /* a bit for each large page that was asked for, or comes ahead of that */
+    uint8_t *done;       /* a bit for each large page that was asked for, or came ahead of that */
     uint8_t *wanted;     /* a bit for each that is to follow */
     size_t count;        /* of those */
     size_t last;         /* the one asked for last */
@@ -45,8 +46,8 @@ void rv_collapse_detach(struct rv_collapse *c);
 /* Ask for nothing that was asked for before: what is there of RAM may be something else now. */
 void rv_collapse_forget(struct rv_collapse *c);
 
-/* These 2 MiB are about to be filled: have them backed, by a large page now or later. Nothing if it
- * has turned out that the host has none. */
+/* These 2 MiB are about to be filled: have them backed, by a large page now or later. Nothing if they
+ * were before, or if it has turned out that the host has none. */
 void rv_collapse_ask(struct rv_collapse *c, size_t large_page);
 
 #endif

@@ -76,7 +76,8 @@ static uc_err open_engine(struct rv_vcpu *v)
     v->cpu = rv_cpu_of(v->uc);
     v->env = rv_env_of(v->uc);
     use_large_pages(v);
-    if (rv_codepages_attach(v) || rv_jumpcache_attach(v) || rv_largepages_attach(v))
+    if (rv_codepages_attach(v) || rv_jumpcache_attach(v) ||
+        rv_collapse_attach(&v->filling.collapse, v->ram, v->ram_bytes))
         return UC_ERR_NOMEM;
     err = (uc_err)rv_exceptions_attach(v);
     return err ? err : (uc_err)rv_cpuid_attach(v);
@@ -125,7 +126,7 @@ void rv_vcpu_free(struct rv_vcpu *v)
         rv_engine.uc_close(v->uc);
     rv_codepages_detach(v);
     rv_jumpcache_detach(v);
-    rv_largepages_detach(v);
+    rv_collapse_detach(&v->filling.collapse);
     rv_dirtylog_stop(v);
     rv_census_free(&v->census);
     pthread_cond_destroy(&v->wake);
@@ -145,7 +146,7 @@ static void flush_code(struct rv_vcpu *v)
 void rv_vcpu_reset(struct rv_vcpu *v)
 {
     rv_direct_forget(v);
-    rv_largepages_forget(v);
+    rv_collapse_forget(&v->filling.collapse);
     rv_engine.cpu_reset(v->cpu);
     /* The engine starts user-mode programs too, with these on; a processor does not. */
     rv_engine.update_cr4(v->env, 0);
